@@ -1,0 +1,60 @@
+# Fermion on one machine. `make` alone tells what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+TESTS := $(wildcard tests/unit tests/conformance tests/contract tests/integration tests/e2e)
+SLOW := $(wildcard tests/chaos)
+
+.PHONY: help setup demo up down test test-all check generate lock bench clean
+
+help: ## Tell what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.stamp ## Make the virtual environment (done by the others where it is missing)
+
+.venv/.stamp: requirements/dev.txt
+	@[ "$$(uname -s)" = Linux ] || { echo "Fermion's embedded start runs on Linux; this is $$(uname -s)."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or say which: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Fermion needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Making .venv with locked dependencies (about 120 MB, half a minute) …"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --require-hashes -r requirements/dev.txt | grep -v '^Requirement already' || [ $${PIPESTATUS[0]} -eq 0 ]
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## Run the main job from nothing, with a check behind every sentence
+	@$(BIN)/python examples/demo.py
+
+up: setup ## Start the platform and keep it in the foreground
+	@$(BIN)/fermion up
+
+down: setup ## Stop a platform that runs
+	@$(BIN)/fermion down
+
+test: setup ## Run the tests (a few minutes)
+	@$(BIN)/python -m pytest $(TESTS)
+
+test-all: test ## Also the slow tiers
+	@[ -z "$(SLOW)" ] || $(BIN)/python -m pytest $(SLOW)
+
+check: setup ## Lint, format, types, import contracts, protos
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy chassis services fermion
+	@$(BIN)/lint-imports
+	@$(BIN)/python proto/generate.py --check
+	@! grep -nE 'https?://' requirements/* || { echo "An address stands in requirements/; lock files name packages only."; exit 1; }
+
+generate: setup ## Write the Python of the protos
+	@$(BIN)/python proto/generate.py
+
+lock: setup ## Lock the dependencies again (needs uv)
+	@for part in run dev; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate requirements/$$part.in -o requirements/$$part.txt; done
+
+bench: setup ## Measure, side by side, and print a table
+	@$(BIN)/python -m tests.bench
+
+clean: ## Take away what was built
+	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
