@@ -1,0 +1,63 @@
+"""Messages of `fermion.api.journal.v1`; generated, do not edit."""
+
+from fermion.api.journal.v1.events_pb2 import (
+    ParkedFactSkipped,
+    ReaderResumed,
+)
+from fermion.api.journal.v1.resources_pb2 import (
+    AuditCheck,
+    Meta,
+    ParkedFact,
+    ReaderProgress,
+    Record,
+)
+from fermion.api.journal.v1.service_pb2 import (
+    AuditJournalRequest,
+    AuditJournalResponse,
+    GetJournalRequest,
+    GetJournalResponse,
+    JournalStatus,
+    ListFactsRequest,
+    ListFactsResponse,
+    ListParkedFactsRequest,
+    ListParkedFactsResponse,
+    ReadLogRequest,
+    ReadLogResponse,
+    RebuildProjectionRequest,
+    RebuildProjectionResponse,
+    ResumeReaderRequest,
+    ResumeReaderResponse,
+    RetryParkedFactsRequest,
+    RetryParkedFactsResponse,
+    SkipParkedFactRequest,
+    SkipParkedFactResponse,
+)
+
+__all__ = [
+    "AuditCheck",
+    "AuditJournalRequest",
+    "AuditJournalResponse",
+    "GetJournalRequest",
+    "GetJournalResponse",
+    "JournalStatus",
+    "ListFactsRequest",
+    "ListFactsResponse",
+    "ListParkedFactsRequest",
+    "ListParkedFactsResponse",
+    "Meta",
+    "ParkedFact",
+    "ParkedFactSkipped",
+    "ReadLogRequest",
+    "ReadLogResponse",
+    "ReaderProgress",
+    "ReaderResumed",
+    "RebuildProjectionRequest",
+    "RebuildProjectionResponse",
+    "Record",
+    "ResumeReaderRequest",
+    "ResumeReaderResponse",
+    "RetryParkedFactsRequest",
+    "RetryParkedFactsResponse",
+    "SkipParkedFactRequest",
+    "SkipParkedFactResponse",
+]
