@@ -1,0 +1,141 @@
+"""The wall around PostgreSQL: connections with the service's search path, and errors by our names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from chassis.refusals import Unavailable
+
+Record: TypeAlias = asyncpg.Record
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+# A statement of a request that takes longer is a fault, and its caller has gone.
+STATEMENT_SECONDS_MAX = 30.0
+CONNECT_SECONDS_MAX = 5.0
+
+# What a lost, refused or half-open connection looks like, asyncpg's own state errors included.
+LOST = (
+    OSError,
+    EOFError,
+    asyncio.TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+
+
+def unavailable(error: BaseException) -> Unavailable:
+    """Say that the database cannot be reached, and why."""
+    return Unavailable(
+        "DATABASE_UNAVAILABLE",
+        f"The database cannot be reached ({type(error).__name__}: {error}).",
+        next_step="Send the same request again in a moment.",
+    )
+
+
+class Database:
+    """
+    One service's part of the database: schema `<service>`, read models in `<service>_rows`.
+
+    Every lost connection becomes `Unavailable` (DATABASE_UNAVAILABLE).
+    """
+
+    def __init__(self, dsn: str, service: str, *, rows_schema: str | None = None) -> None:
+        self.dsn = dsn
+        self.service = service
+        self.schema = service
+        self.rows_schema = rows_schema or f"{service}_rows"
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    @property
+    def search_path(self) -> str:
+        """Where unqualified names are looked up: kernel tables first, then the read model."""
+        return f"{self.schema}, {self.rows_schema}"
+
+    async def open(self, *, pool_size: int = 8) -> None:
+        """Open the pool; `Unavailable` where there is no database."""
+        try:
+            self._pool = await asyncpg.create_pool(
+                self.dsn,
+                min_size=1,
+                max_size=pool_size,
+                timeout=CONNECT_SECONDS_MAX,
+                command_timeout=STATEMENT_SECONDS_MAX,
+                server_settings=self._settings("pool"),
+            )
+        except LOST as error:
+            raise unavailable(error) from error
+
+    async def close(self) -> None:
+        """Close the pool; connections in use are cut after five seconds."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), 5)
+        except (TimeoutError, *LOST):
+            pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection of the pool."""
+        if self._pool is None:
+            raise unavailable(RuntimeError("the pool is not open"))
+        try:
+            async with self._pool.acquire(timeout=CONNECT_SECONDS_MAX) as connection:
+                yield connection
+        except LOST as error:
+            raise unavailable(error) from error
+
+    async def pinned(self, purpose: str) -> asyncpg.Connection[asyncpg.Record]:
+        """Open a connection of one's own, without a limit on statements; the caller closes it."""
+        try:
+            return await asyncpg.connect(
+                self.dsn, timeout=CONNECT_SECONDS_MAX, server_settings=self._settings(purpose)
+            )
+        except LOST as error:
+            raise unavailable(error) from error
+
+    async def fetch(self, sql: str, *arguments: object) -> list[Record]:
+        """Run a statement, return its rows."""
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *arguments)
+
+    async def fetchrow(self, sql: str, *arguments: object) -> Record | None:
+        """Run a statement, return its first row."""
+        async with self.connection() as connection:
+            return await connection.fetchrow(sql, *arguments)
+
+    async def fetchval(self, sql: str, *arguments: object) -> object:
+        """Run a statement, return the first value of its first row."""
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: object) -> None:
+        """Run a statement in a transaction of its own."""
+        async with self.connection() as connection:
+            await connection.execute(sql, *arguments)
+
+    async def ready(self) -> bool:
+        """Tell whether the database answers."""
+        try:
+            return await self.fetchval("SELECT 1") == 1
+        except Unavailable:
+            return False
+
+    def _settings(self, purpose: str) -> dict[str, str]:
+        return {
+            "search_path": self.search_path,
+            "application_name": f"fermion {self.service} {purpose}",
+            "timezone": "UTC",
+        }
