@@ -392,9 +392,9 @@ class Committer:
         records: list[tuple[Recorded, ...]] = []
         for place, pending in enumerate(batch):
             command = pending.command
-            meta = to_meta(command.meta).SerializeToString(deterministic=True)
+            metas = command.metas or (command.meta,) * len(pending.facts)
             facts: list[Recorded] = []
-            for fact in pending.facts:
+            for fact, meta in zip(pending.facts, metas, strict=False):
                 position += 1
                 where = fact.place
                 projects[where.project] = (
@@ -411,7 +411,7 @@ class Committer:
                         projects[where.project],
                         streams[where.stream],
                         fact,
-                        command.meta,
+                        meta,
                     )
                 )
                 _row(
@@ -425,7 +425,7 @@ class Committer:
                     fact.type,
                     where.statement,
                     fact.data,
-                    meta,
+                    to_meta(meta).SerializeToString(deterministic=True),
                 )
                 for claim in where.claims:
                     _row(columns, "c", place, claim.scope, claim.name, claim.uid)

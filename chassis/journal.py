@@ -116,6 +116,8 @@ class Command:
     unpark: Unpark | None = None
     # (lease name, writer epoch): refused as `Fenced` where a later holder has taken the lease.
     writer: tuple[str, int] | None = None
+    # Of each fact, where they follow from several causes; else `meta` is all facts'.
+    metas: tuple[Meta, ...] = ()
     # Resumes a halted reader in the transaction of its `ReaderResumed`: (reader, journal).
     resume: tuple[str, str] | None = None
 
@@ -131,10 +133,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Lineage and last position of a journal."""
+    """Lineage and last position of a journal, and the first position of that lineage."""
 
     epoch: int
     position: int
+    epoch_first: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ class Page:
     records: tuple[Recorded, ...]
     head: int
     epoch: int
+    # What was read below this position is still true in the present lineage.
+    epoch_first: int = 1
 
 
 class Stale(Exception):

@@ -8,10 +8,11 @@ INSERT INTO epoch (log, epoch, first_position)
 VALUES ($1, 1, 1)
     ON CONFLICT (log, epoch) DO NOTHING;
 
--- read_head: Lineage and last position.
-SELECT epoch, position
-  FROM head
- WHERE log = $1;
+-- read_head: Lineage, its first position, and last position.
+SELECT h.epoch, h.position,
+       (SELECT e.first_position FROM epoch AS e WHERE e.log = h.log AND e.epoch = h.epoch) AS epoch_first
+  FROM head AS h
+ WHERE h.log = $1;
 
 -- lock_head: Lineage and last position, once every older transaction on them has ended.
 SELECT epoch, position
@@ -117,3 +118,124 @@ UPDATE lease
    SET expires_at = '-infinity'
  WHERE name = $1
    AND holder = $2;
+
+-- open_checkpoint: Make a reader's checkpoint where there is none.
+INSERT INTO checkpoint (reader, journal, epoch, position, folded, passed_over, decides)
+VALUES ($1, $2, 1, 0, 0, 0, $3)
+    ON CONFLICT (reader, journal) DO NOTHING;
+
+-- read_checkpoint: How far a reader got.
+SELECT epoch, position, folded, passed_over, skipped, halted
+  FROM checkpoint
+ WHERE reader = $1
+   AND journal = $2;
+
+-- lock_checkpoint: How far a reader got, and nobody else moves it until the transaction ends.
+SELECT epoch, position, halted
+  FROM checkpoint
+ WHERE reader = $1
+   AND journal = $2
+   FOR UPDATE;
+
+-- move_checkpoint: Account for facts that were folded or passed over.
+UPDATE checkpoint
+   SET epoch = $3, position = $4, folded = folded + $5, passed_over = passed_over + $6
+ WHERE reader = $1
+   AND journal = $2;
+
+-- adopt_epoch: Go on in a new lineage, what was read being true in it, too.
+UPDATE checkpoint
+   SET epoch = $3
+ WHERE reader = $1
+   AND journal = $2;
+
+-- halt_reader: Let a reader stand still until an operator resumes it.
+UPDATE checkpoint
+   SET halted = $3
+ WHERE reader = $1
+   AND journal = $2
+   AND halted IS NULL;
+
+-- park: Keep a fact that could not be used.
+INSERT INTO parked (reader, journal, position, stream, project, type, reason, record)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- parked_streams: Streams that wait in a reader's parking.
+SELECT DISTINCT stream
+  FROM parked
+ WHERE reader = $1
+   AND journal = $2;
+
+-- parked_of_stream: What waits of one stream, in order.
+SELECT journal, position, stream, project, type, reason, record, at
+  FROM parked
+ WHERE reader = $1
+   AND stream = $2
+ ORDER BY journal, position;
+
+-- parked_fact: One fact that waits.
+SELECT journal, position, stream, project, type, reason, record, at
+  FROM parked
+ WHERE reader = $1
+   AND journal = $2
+   AND position = $3;
+
+-- list_parked: Everything that waits in this service's parking.
+SELECT reader, journal, position, stream, project, type, reason, at
+  FROM parked
+ ORDER BY reader, journal, position;
+
+-- list_checkpoints: This service's readers, with what waits in their parking.
+SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skipped, c.halted,
+       (SELECT count(*) FROM parked AS p WHERE p.reader = c.reader AND p.journal = c.journal) AS parked
+  FROM checkpoint AS c
+ ORDER BY c.reader, c.journal;
+
+-- audit_events: What the event table holds in all.
+SELECT count(*) AS events, coalesce(min(position), 0) AS first, coalesce(max(position), 0) AS last,
+       count(statement) AS statements
+  FROM event
+ WHERE log = $1;
+
+-- audit_streams: Streams whose versions are not 1..N, or whose head says otherwise.
+SELECT coalesce(sum(CASE WHEN e.events = e.last AND e.first = 1 AND h.version = e.last THEN 0 ELSE 1 END), 0) AS wrong,
+       count(*) AS streams
+  FROM (SELECT stream, count(*) AS events, min(version) AS first, max(version) AS last
+          FROM event
+         WHERE log = $1
+         GROUP BY stream) AS e
+  FULL JOIN (SELECT stream, version FROM stream_head WHERE log = $1 AND version > 0) AS h USING (stream);
+
+-- audit_projects: Projects whose positions are not 1..N, or whose head says otherwise.
+SELECT coalesce(sum(CASE WHEN e.events = e.last AND e.first = 1 AND h.position = e.last THEN 0 ELSE 1 END), 0) AS wrong,
+       count(*) AS projects
+  FROM (SELECT project, count(*) AS events, min(project_position) AS first, max(project_position) AS last
+          FROM event
+         WHERE log = $1
+         GROUP BY project) AS e
+  FULL JOIN (SELECT project, position FROM project_head WHERE log = $1) AS h USING (project);
+
+-- audit_requests: Remembered requests that point past the log, or to a stream that has not got so far.
+SELECT count(*)
+  FROM command AS c
+ WHERE c.log = $1
+   AND (c.position > $2
+        OR c.version > coalesce((SELECT h.version FROM stream_head AS h WHERE h.log = c.log AND h.stream = c.stream), 0));
+
+-- audit_statements: How many statement ids are kept.
+SELECT count(*)
+  FROM statement
+ WHERE log = $1;
+
+-- unpark: Take one fact out of the parking.
+DELETE FROM parked
+ WHERE reader = $1
+   AND journal = $2
+   AND position = $3
+RETURNING position;
+
+-- count_unparked: Count one parked fact as folded.
+UPDATE checkpoint
+   SET folded = folded + 1
+ WHERE reader = $1
+   AND journal = $2;

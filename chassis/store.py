@@ -107,7 +107,8 @@ class PostgresJournal:
                 _queries["read_project"], self.shard, project, after, limit
             )
             last = await self._project_head(project)
-        return Page(tuple(self._recorded(row) for row in rows), last, head.epoch)
+        records = tuple(self._recorded(row) for row in rows)
+        return Page(records, last, head.epoch, head.epoch_first)
 
     async def read_stream(
         self, stream: str, after_version: int, limit: int, until: datetime | None = None
@@ -124,7 +125,7 @@ class PostgresJournal:
         if row is None:
             raise Unavailable("JOURNAL_NOT_OPENED", f"{self._name} has no head row yet.")
         self._epoch = row["epoch"]
-        return Head(row["epoch"], row["position"])
+        return Head(row["epoch"], row["position"], row["epoch_first"] or 1)
 
     async def grown(self, past: int, seconds: float) -> None:
         """Return when the head is past a position, or after so many seconds."""

@@ -161,7 +161,8 @@ class MemoryJournal:
             projects[record.project] += 1
             versions[record.stream] += 1
         records: list[Recorded] = []
-        for fact in facts:
+        metas = command.metas or (command.meta,) * len(facts)
+        for fact, meta in zip(facts, metas, strict=False):
             where = fact.place
             projects[where.project] += 1
             versions[where.stream] += 1
@@ -177,7 +178,7 @@ class MemoryJournal:
                     type=fact.type,
                     statement="" if where.statement is None else str(where.statement),
                     data=fact.data,
-                    meta=command.meta,
+                    meta=meta,
                     record_time=now,
                     message=self._registry.decode(fact.type, fact.data) or fact.message,
                 )

@@ -27,7 +27,7 @@ from fermion.api.journal.v1 import resources_pb2 as fermion_dot_api_dot_journal_
 from fermion.api.projects.v1 import access_pb2 as fermion_dot_api_dot_projects_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/journal/v1/service.proto\x12\x16\x66\x65rmion.api.journal.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/journal/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\"\xa8\x01\n\x0eReadLogRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x35\n\x07project\x18\x02 \x01(\tB$\xbaH!r\x1f\x32\x1d^(projects/[a-z0-9-]{1,40})?$\x12\x16\n\x05\x61\x66ter\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05limit\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"_\n\x0fReadLogResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\x12\x0c\n\x04head\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\xe8\x01\n\x10ListFactsRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x32\n\x07project\x18\x02 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,40}$\x12\x30\n\x06stream\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z]+/[a-z0-9_-]{1,80}$\x12\x1e\n\rafter_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"D\n\x11ListFactsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\"G\n\x11GetJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"M\n\x12GetJournalResponse\x12\x37\n\x08journals\x18\x01 \x03(\x0b\x32%.fermion.api.journal.v1.JournalStatus\"\x9f\x01\n\rJournalStatus\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\tpublished\x18\x04 \x01(\x03\x12\x14\n\x0crelay_halted\x18\x05 \x01(\t\x12\x37\n\x07readers\x18\x06 \x03(\x0b\x32&.fermion.api.journal.v1.ReaderProgress\"I\n\x13\x41uditJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"J\n\x14\x41uditJournalResponse\x12\x32\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.AuditCheck\"K\n\x18RebuildProjectionRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\"T\n\x19RebuildProjectionResponse\x12\x11\n\tlive_hash\x18\x01 \x01(\t\x12\x14\n\x0crebuilt_hash\x18\x02 \x01(\t\x12\x0e\n\x06\x66olded\x18\x03 \x01(\x03\"L\n\x16ListParkedFactsRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"L\n\x17ListParkedFactsResponse\x12\x31\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.ParkedFact\"Z\n\x17RetryParkedFactsRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12\x17\n\x06stream\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"9\n\x18RetryParkedFactsResponse\x12\x0f\n\x07handled\x18\x01 \x01(\x05\x12\x0c\n\x04left\x18\x02 \x01(\x05\"\xa7\x01\n\x15SkipParkedFactRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x19\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xe8\x07\"\x18\n\x16SkipParkedFactResponse\"n\n\x13ResumeReaderRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\"\x16\n\x14ResumeReaderResponse2\xbe\x08\n\x0eJournalService\x12o\n\x07ReadLog\x12&.fermion.api.journal.v1.ReadLogRequest\x1a\'.fermion.api.journal.v1.ReadLogResponse\"\x11\xaa\xd4\x18\r\x08\x02\x12\x07project \x02\x30\x01\x12q\n\tListFacts\x12(.fermion.api.journal.v1.ListFactsRequest\x1a).fermion.api.journal.v1.ListFactsResponse\"\x0f\xaa\xd4\x18\x0b\x08\x02\x12\x07project\x12k\n\nGetJournal\x12).fermion.api.journal.v1.GetJournalRequest\x1a*.fermion.api.journal.v1.GetJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x02\x12q\n\x0c\x41uditJournal\x12+.fermion.api.journal.v1.AuditJournalRequest\x1a,.fermion.api.journal.v1.AuditJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12\x80\x01\n\x11RebuildProjection\x12\x30.fermion.api.journal.v1.RebuildProjectionRequest\x1a\x31.fermion.api.journal.v1.RebuildProjectionResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12z\n\x0fListParkedFacts\x12..fermion.api.journal.v1.ListParkedFactsRequest\x1a/.fermion.api.journal.v1.ListParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12}\n\x10RetryParkedFacts\x12/.fermion.api.journal.v1.RetryParkedFactsRequest\x1a\x30.fermion.api.journal.v1.RetryParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12w\n\x0eSkipParkedFact\x12-.fermion.api.journal.v1.SkipParkedFactRequest\x1a..fermion.api.journal.v1.SkipParkedFactResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12q\n\x0cResumeReader\x12+.fermion.api.journal.v1.ResumeReaderRequest\x1a,.fermion.api.journal.v1.ResumeReaderResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/journal/v1/service.proto\x12\x16\x66\x65rmion.api.journal.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/journal/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\"\xa8\x01\n\x0eReadLogRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x35\n\x07project\x18\x02 \x01(\tB$\xbaH!r\x1f\x32\x1d^(projects/[a-z0-9-]{1,40})?$\x12\x16\n\x05\x61\x66ter\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05limit\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"}\n\x0fReadLogResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\x12\x0c\n\x04head\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x1c\n\x14\x65poch_first_position\x18\x04 \x01(\x03\"\xe8\x01\n\x10ListFactsRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x32\n\x07project\x18\x02 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,40}$\x12\x30\n\x06stream\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z]+/[a-z0-9_-]{1,80}$\x12\x1e\n\rafter_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"D\n\x11ListFactsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\"G\n\x11GetJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"M\n\x12GetJournalResponse\x12\x37\n\x08journals\x18\x01 \x03(\x0b\x32%.fermion.api.journal.v1.JournalStatus\"\x9f\x01\n\rJournalStatus\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\tpublished\x18\x04 \x01(\x03\x12\x14\n\x0crelay_halted\x18\x05 \x01(\t\x12\x37\n\x07readers\x18\x06 \x03(\x0b\x32&.fermion.api.journal.v1.ReaderProgress\"I\n\x13\x41uditJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"J\n\x14\x41uditJournalResponse\x12\x32\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.AuditCheck\"K\n\x18RebuildProjectionRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\"T\n\x19RebuildProjectionResponse\x12\x11\n\tlive_hash\x18\x01 \x01(\t\x12\x14\n\x0crebuilt_hash\x18\x02 \x01(\t\x12\x0e\n\x06\x66olded\x18\x03 \x01(\x03\"L\n\x16ListParkedFactsRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"L\n\x17ListParkedFactsResponse\x12\x31\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.ParkedFact\"Z\n\x17RetryParkedFactsRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12\x17\n\x06stream\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"9\n\x18RetryParkedFactsResponse\x12\x0f\n\x07handled\x18\x01 \x01(\x05\x12\x0c\n\x04left\x18\x02 \x01(\x05\"\xa7\x01\n\x15SkipParkedFactRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x19\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xe8\x07\"\x18\n\x16SkipParkedFactResponse\"n\n\x13ResumeReaderRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\"\x16\n\x14ResumeReaderResponse2\xbe\x08\n\x0eJournalService\x12o\n\x07ReadLog\x12&.fermion.api.journal.v1.ReadLogRequest\x1a\'.fermion.api.journal.v1.ReadLogResponse\"\x11\xaa\xd4\x18\r\x08\x02\x12\x07project \x02\x30\x01\x12q\n\tListFacts\x12(.fermion.api.journal.v1.ListFactsRequest\x1a).fermion.api.journal.v1.ListFactsResponse\"\x0f\xaa\xd4\x18\x0b\x08\x02\x12\x07project\x12k\n\nGetJournal\x12).fermion.api.journal.v1.GetJournalRequest\x1a*.fermion.api.journal.v1.GetJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x02\x12q\n\x0c\x41uditJournal\x12+.fermion.api.journal.v1.AuditJournalRequest\x1a,.fermion.api.journal.v1.AuditJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12\x80\x01\n\x11RebuildProjection\x12\x30.fermion.api.journal.v1.RebuildProjectionRequest\x1a\x31.fermion.api.journal.v1.RebuildProjectionResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12z\n\x0fListParkedFacts\x12..fermion.api.journal.v1.ListParkedFactsRequest\x1a/.fermion.api.journal.v1.ListParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12}\n\x10RetryParkedFacts\x12/.fermion.api.journal.v1.RetryParkedFactsRequest\x1a\x30.fermion.api.journal.v1.RetryParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12w\n\x0eSkipParkedFact\x12-.fermion.api.journal.v1.SkipParkedFactRequest\x1a..fermion.api.journal.v1.SkipParkedFactResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12q\n\x0cResumeReader\x12+.fermion.api.journal.v1.ResumeReaderRequest\x1a,.fermion.api.journal.v1.ResumeReaderResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -97,41 +97,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READLOGREQUEST']._serialized_start=172
   _globals['_READLOGREQUEST']._serialized_end=340
   _globals['_READLOGRESPONSE']._serialized_start=342
-  _globals['_READLOGRESPONSE']._serialized_end=437
-  _globals['_LISTFACTSREQUEST']._serialized_start=440
-  _globals['_LISTFACTSREQUEST']._serialized_end=672
-  _globals['_LISTFACTSRESPONSE']._serialized_start=674
-  _globals['_LISTFACTSRESPONSE']._serialized_end=742
-  _globals['_GETJOURNALREQUEST']._serialized_start=744
-  _globals['_GETJOURNALREQUEST']._serialized_end=815
-  _globals['_GETJOURNALRESPONSE']._serialized_start=817
-  _globals['_GETJOURNALRESPONSE']._serialized_end=894
-  _globals['_JOURNALSTATUS']._serialized_start=897
-  _globals['_JOURNALSTATUS']._serialized_end=1056
-  _globals['_AUDITJOURNALREQUEST']._serialized_start=1058
-  _globals['_AUDITJOURNALREQUEST']._serialized_end=1131
-  _globals['_AUDITJOURNALRESPONSE']._serialized_start=1133
-  _globals['_AUDITJOURNALRESPONSE']._serialized_end=1207
-  _globals['_REBUILDPROJECTIONREQUEST']._serialized_start=1209
-  _globals['_REBUILDPROJECTIONREQUEST']._serialized_end=1284
-  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_start=1286
-  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_end=1370
-  _globals['_LISTPARKEDFACTSREQUEST']._serialized_start=1372
-  _globals['_LISTPARKEDFACTSREQUEST']._serialized_end=1448
-  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_start=1450
-  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_end=1526
-  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_start=1528
-  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_end=1618
-  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_start=1620
-  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_end=1677
-  _globals['_SKIPPARKEDFACTREQUEST']._serialized_start=1680
-  _globals['_SKIPPARKEDFACTREQUEST']._serialized_end=1847
-  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_start=1849
-  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_end=1873
-  _globals['_RESUMEREADERREQUEST']._serialized_start=1875
-  _globals['_RESUMEREADERREQUEST']._serialized_end=1985
-  _globals['_RESUMEREADERRESPONSE']._serialized_start=1987
-  _globals['_RESUMEREADERRESPONSE']._serialized_end=2009
-  _globals['_JOURNALSERVICE']._serialized_start=2012
-  _globals['_JOURNALSERVICE']._serialized_end=3098
+  _globals['_READLOGRESPONSE']._serialized_end=467
+  _globals['_LISTFACTSREQUEST']._serialized_start=470
+  _globals['_LISTFACTSREQUEST']._serialized_end=702
+  _globals['_LISTFACTSRESPONSE']._serialized_start=704
+  _globals['_LISTFACTSRESPONSE']._serialized_end=772
+  _globals['_GETJOURNALREQUEST']._serialized_start=774
+  _globals['_GETJOURNALREQUEST']._serialized_end=845
+  _globals['_GETJOURNALRESPONSE']._serialized_start=847
+  _globals['_GETJOURNALRESPONSE']._serialized_end=924
+  _globals['_JOURNALSTATUS']._serialized_start=927
+  _globals['_JOURNALSTATUS']._serialized_end=1086
+  _globals['_AUDITJOURNALREQUEST']._serialized_start=1088
+  _globals['_AUDITJOURNALREQUEST']._serialized_end=1161
+  _globals['_AUDITJOURNALRESPONSE']._serialized_start=1163
+  _globals['_AUDITJOURNALRESPONSE']._serialized_end=1237
+  _globals['_REBUILDPROJECTIONREQUEST']._serialized_start=1239
+  _globals['_REBUILDPROJECTIONREQUEST']._serialized_end=1314
+  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_start=1316
+  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_end=1400
+  _globals['_LISTPARKEDFACTSREQUEST']._serialized_start=1402
+  _globals['_LISTPARKEDFACTSREQUEST']._serialized_end=1478
+  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_start=1480
+  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_end=1556
+  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_start=1558
+  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_end=1648
+  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_start=1650
+  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_end=1707
+  _globals['_SKIPPARKEDFACTREQUEST']._serialized_start=1710
+  _globals['_SKIPPARKEDFACTREQUEST']._serialized_end=1877
+  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_start=1879
+  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_end=1903
+  _globals['_RESUMEREADERREQUEST']._serialized_start=1905
+  _globals['_RESUMEREADERREQUEST']._serialized_end=2015
+  _globals['_RESUMEREADERRESPONSE']._serialized_start=2017
+  _globals['_RESUMEREADERRESPONSE']._serialized_end=2039
+  _globals['_JOURNALSERVICE']._serialized_start=2042
+  _globals['_JOURNALSERVICE']._serialized_end=3128
 # @@protoc_insertion_point(module_scope)

@@ -62,10 +62,13 @@ class ReadLogResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCH_FIRST_POSITION_FIELD_NUMBER: _builtins.int
     head: _builtins.int
     """The last position of the journal (of the project in it) when this page was read."""
     epoch: _builtins.int
     """Lineage of the journal."""
+    epoch_first_position: _builtins.int
+    """First position of that lineage: what was read below it is still true."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Record]:
         """Facts in order, at most 1,000."""
@@ -76,10 +79,11 @@ class ReadLogResponse(_message.Message):
         records: _abc.Iterable[_resources_pb2.Record] | None = ...,
         head: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        epoch_first_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head", b"head", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_first_position", b"epoch_first_position", "head", b"head", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The services of the platform; none of them imports another."""

@@ -1,0 +1,585 @@
+"""The rules of a development environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chassis import ids
+from chassis.refusals import Conflict, Invalid, Missing, Refused
+from fermion.api.instances import v1 as api
+from fermion.api.workload import v1 as workload
+from services.instances import aggregate
+from services.instances.aggregate import Instance
+from services.instances.config import GB, Settings
+from tests.unit.services.history import NOON, names
+from tests.unit.services.instances.life import (
+    ADA,
+    CODES,
+    DECISIONS,
+    NAME,
+    NOTEBOOK,
+    POLICY,
+    PROJECT,
+    RARE,
+    REPORTS,
+    UID,
+    Decide,
+    Life,
+    asked,
+    change,
+    clear_away,
+    create,
+    delete,
+    queued,
+    refused,
+    restart,
+    start,
+    stop,
+    wind_down,
+)
+
+STATUS = tuple[str, str, str]
+
+
+def status(life: Life) -> STATUS:
+    """Shorten what callers see: state, phase, wanted state."""
+    found = life.shown.status
+    return (
+        api.State.Name(found.state).removeprefix("STATE_"),
+        api.Phase.Name(found.phase).removeprefix("PHASE_"),
+        api.State.Name(found.desired_state).removeprefix("STATE_"),
+    )
+
+
+def test_a_creation_declares_the_first_attempt() -> None:
+    facts = create()(Life().now)
+    assert names(facts) == [
+        "InstanceCreated",
+        "InstanceStartRequested",
+        "InstanceAttemptDeclared",
+        "WorkloadDeclared",
+    ]
+
+
+def test_a_new_instance_waits_for_the_scheduler() -> None:
+    assert status(Life().do(create())) == ("PENDING", "DECLARED", "RUNNING")
+
+
+def test_a_queued_instance_tells_why_it_waits() -> None:
+    life = Life().do(create(), queued(1))
+    assert status(life) == ("PENDING", "QUEUED", "RUNNING")
+    assert life.shown.status.reason.code == "NO_CLUSTER"
+
+
+def test_the_same_kind_of_reason_is_not_said_again() -> None:
+    life = Life().do(create(), queued(1))
+    assert queued(1)(life.now) == []
+    assert names(queued(1, "QUOTA")(life.now)) == ["InstanceQueued"]
+
+
+def test_a_stop_withdraws_the_workload_and_waits_for_its_end() -> None:
+    life = Life().do(create(), queued(1))
+    facts = stop(life.now)
+    assert names(facts) == ["InstanceStopRequested", "WorkloadWithdrawn"]
+    assert isinstance(facts[1], workload.WorkloadWithdrawn)
+    assert facts[1].uid == life.shown.status.workload_uid
+    assert facts[1].grace == Duration(seconds=30)
+    assert status(life.do(stop)) == ("STOPPING", "UNSPECIFIED", "STOPPED")
+
+
+def test_a_withdrawn_workload_leaves_a_stopped_instance() -> None:
+    life = Life().do(create(), queued(1), stop, refused(1))
+    assert status(life) == ("STOPPED", "UNSPECIFIED", "STOPPED")
+
+
+def test_a_refusal_that_nobody_asked_for_is_a_failure_with_its_reason() -> None:
+    life = Life().do(create(), refused(1, "IMPOSSIBLE"))
+    assert status(life) == ("FAILED", "UNSPECIFIED", "STOPPED")
+    assert life.shown.status.reason.code == "IMPOSSIBLE"
+
+
+def test_a_failed_instance_can_be_started_again() -> None:
+    life = Life().do(create(), refused(1, "IMPOSSIBLE"), start)
+    assert status(life) == ("PENDING", "DECLARED", "RUNNING")
+    assert life.shown.status.attempt == 2
+    assert not life.shown.status.HasField("reason")
+
+
+def test_a_start_while_it_stops_is_remembered_until_it_has_stopped() -> None:
+    life = Life().do(create(), stop, start)
+    assert status(life) == ("STOPPING", "RESTARTING", "RUNNING")
+    facts = refused(1)(life.now)
+    assert names(facts) == ["InstanceAttemptDeclared", "WorkloadDeclared"]
+
+
+def test_a_restart_withdraws_and_declares_the_next_attempt_at_the_end() -> None:
+    life = Life().do(create(), queued(1), restart)
+    assert status(life) == ("STOPPING", "RESTARTING", "RUNNING")
+    life.do(refused(1))
+    assert status(life) == ("PENDING", "DECLARED", "RUNNING")
+    assert life.shown.status.workload_uid == ids.workload(UID, "", 2)
+
+
+def test_a_restart_of_what_has_stopped_is_a_start() -> None:
+    life = Life().do(create(), stop, refused(1), restart)
+    assert life.shown.status.attempt == 2
+
+
+def test_a_restart_of_an_attempt_that_nobody_took_up_keeps_it() -> None:
+    assert restart(Life().do(create()).now) == []
+
+
+def test_a_restart_follows_a_changed_spec_also_before_anybody_took_it_up() -> None:
+    life = Life().do(create(), change(asked(image="two"), "spec.image"))
+    assert names(restart(life.now)) == ["InstanceRestartRequested", "WorkloadWithdrawn"]
+
+
+def test_a_stop_takes_a_restart_back() -> None:
+    life = Life().do(create(), queued(1), restart)
+    assert names(stop(life.now)) == ["InstanceStopRequested"]
+    assert status(life.do(stop, refused(1))) == ("STOPPED", "UNSPECIFIED", "STOPPED")
+
+
+def test_a_deletion_of_what_lives_waits_for_its_end() -> None:
+    life = Life().do(create(), queued(1))
+    assert names(delete(life.now)) == ["InstanceDeleteRequested", "WorkloadWithdrawn"]
+    assert status(life.do(delete)) == ("STOPPING", "DELETING", "STOPPED")
+    assert names(refused(1)(life.now)) == ["InstanceDeleted"]
+
+
+def test_a_deletion_of_what_has_stopped_is_done_at_once() -> None:
+    life = Life().do(create(), stop, refused(1))
+    assert names(delete(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
+
+
+def test_a_deletion_frees_the_name() -> None:
+    life = Life().do(create(), stop, refused(1))
+    release = aggregate.place(delete(life.now)[-1]).releases[0]
+    claim = aggregate.place(create()(Life().now)[0]).claims[0]
+    assert (release.scope, release.name) == (claim.scope, claim.name)
+
+
+def test_a_deletion_cannot_be_taken_back_by_a_start() -> None:
+    life = Life().do(create(), delete)
+    with pytest.raises(Refused) as refusal:
+        start(life.now)
+    assert refusal.value.reason == "INSTANCE_DELETING"
+
+
+@pytest.mark.parametrize("decide", [start, stop, restart, delete])
+def test_nothing_can_be_asked_of_what_is_gone(decide: Decide) -> None:
+    life = Life().do(create(), delete, refused(1))
+    with pytest.raises(Missing) as refusal:
+        decide(life.now)
+    assert refusal.value.reason == "INSTANCE_NOT_FOUND"
+
+
+def test_an_etag_that_was_overtaken_is_a_conflict() -> None:
+    life = Life().do(create(), change(asked(image="two"), "spec.image"))
+    with pytest.raises(Conflict) as refusal:
+        aggregate.stop(life.now, etag="1")
+    assert refusal.value.reason == "ETAG_MISMATCH"
+    assert aggregate.stop(life.now, etag="2")
+
+
+def test_a_report_does_not_move_the_etag() -> None:
+    life = Life().do(create(), queued(1))
+    assert life.shown.etag == "1"
+
+
+# Specs.
+
+
+def test_a_template_fills_in_what_the_user_leaves_open() -> None:
+    spec = Life().do(create()).shown.spec
+    assert spec.template == "templates/notebook"
+    assert spec.image == NOTEBOOK.spec.image
+    assert spec.resources == NOTEBOOK.spec.resources
+    assert list(spec.ports) == list(NOTEBOOK.spec.ports)
+    assert spec.restart_policy == NOTEBOOK.spec.restart_policy
+
+
+def test_what_the_user_says_wins_over_the_template() -> None:
+    resources = api.Resources(gpu_milli=1000, gpu_type="A100-80GB", memory_bytes=32 * GB)
+    jupyter = workload.Port(name="jupyter", number=9999)
+    spec = Life().do(create(asked(image="mine", resources=resources, ports=[jupyter]))).shown.spec
+    assert (spec.image, spec.resources.gpu_milli) == ("mine", 1000)
+    assert spec.resources.cpu_milli == NOTEBOOK.spec.resources.cpu_milli
+    assert [port.number for port in spec.ports] == [9999]
+
+
+def test_a_command_of_the_user_does_not_get_the_arguments_of_the_template() -> None:
+    spec = Life().do(create(asked(command=["python"]))).shown.spec
+    assert (list(spec.command), list(spec.args)) == (["python"], [])
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        (api.Resources(gpu_milli=9000), "gpu_milli"),
+        (api.Resources(cpu_milli=3999), "cpu_milli"),
+        (api.Resources(cpu_milli=128_001), "cpu_milli"),
+        (api.Resources(memory_bytes=15 * GB), "memory_bytes"),
+        (api.Resources(memory_bytes=2**40 + 1), "memory_bytes"),
+        (api.Resources(storage_bytes=49 * GB), "storage_bytes"),
+        (api.Resources(storage_bytes=2 * 2**40 + 1), "storage_bytes"),
+        (api.Resources(memory_bytes=16 * GB, shm_bytes=17 * GB), "shm_bytes"),
+        (api.Resources(gpu_type="A100-80GB"), "gpu_type"),
+    ],
+)
+def test_a_resource_out_of_bounds_is_refused_with_its_path(
+    resources: api.Resources, field: str
+) -> None:
+    with pytest.raises(Invalid) as refusal:
+        create(asked(resources=resources))(Life().now)
+    assert [v.field for v in refusal.value.violations] == [f"instance.spec.resources.{field}"]
+    assert str(getattr(resources, field)) in refusal.value.violations[0].description
+
+
+def test_the_bounds_of_the_guide_are_allowed() -> None:
+    least = api.Resources(gpu_milli=0, cpu_milli=4000, memory_bytes=16 * GB, storage_bytes=50 * GB)
+    most = api.Resources(
+        gpu_milli=8000, cpu_milli=128_000, memory_bytes=2**40, storage_bytes=2 * 2**40
+    )
+    for resources in (least, most):
+        assert Life().do(create(asked(resources=resources))).shown.spec.resources == resources
+
+
+def test_an_operator_may_lower_the_bounds() -> None:
+    policy = Settings(cpu_milli_min=100)
+    small = api.Resources(cpu_milli=250)
+    facts = aggregate.create(
+        Life().now,
+        uid=UID,
+        project=PROJECT,
+        instance=NAME,
+        owner=ADA,
+        asked=asked(resources=small),
+        policy=policy,
+    )
+    assert names(facts)[0] == "InstanceCreated"
+
+
+@pytest.mark.parametrize(
+    ("ports", "env", "field"),
+    [
+        ([("a", 1), ("a", 2)], [], "instance.spec.ports[1].name"),
+        ([("a", 1), ("b", 1)], [], "instance.spec.ports[1].number"),
+        ([("a", 8888)], [], "instance.spec.ports[0].number"),
+        ([], ["A", "B", "A"], "instance.spec.env[2].name"),
+    ],
+)
+def test_what_is_named_twice_is_refused(
+    ports: list[tuple[str, int]], env: list[str], field: str
+) -> None:
+    wanted = asked(
+        ports=[workload.Port(name=name, number=number) for name, number in ports],
+        env=[workload.EnvVar(name=name, value="1") for name in env],
+    )
+    with pytest.raises(Invalid) as refusal:
+        create(wanted)(Life().now)
+    assert [v.field for v in refusal.value.violations] == [field]
+
+
+def custom(**spec: object) -> api.Instance:
+    resources = api.Resources(cpu_milli=4000, memory_bytes=16 * GB, storage_bytes=50 * GB)
+    return api.Instance(
+        spec=api.Spec(kind=api.KIND_CUSTOM, resources=resources, **spec)  # type: ignore[arg-type]
+    )
+
+
+def test_a_custom_instance_needs_an_image_or_a_command() -> None:
+    now = aggregate.Situation(Instance())
+    with pytest.raises(Invalid) as refusal:
+        create(custom())(now)
+    assert [v.field for v in refusal.value.violations] == ["instance.spec.image"]
+    assert create(custom(image="busybox"))(now)
+    assert create(custom(command=["sh"]))(now)
+
+
+def test_a_template_of_another_kind_is_refused() -> None:
+    wanted = asked()
+    wanted.spec.kind = api.KIND_TRAINING
+    wanted.spec.template = "templates/notebook"
+    with pytest.raises(Invalid) as refusal:
+        create(wanted)(Life().now)
+    assert refusal.value.violations[0].field == "instance.spec.template"
+
+
+def test_a_template_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Invalid) as refusal:
+        create()(aggregate.Situation(Instance()))
+    assert refusal.value.violations[0].field == "instance.spec.template"
+
+
+def test_a_hidden_template_is_not_offered() -> None:
+    hidden = api.Template()
+    hidden.CopyFrom(NOTEBOOK)
+    hidden.hidden = True
+    with pytest.raises(Refused) as refusal:
+        create()(aggregate.Situation(Instance(), template=hidden))
+    assert refusal.value.reason == "TEMPLATE_HIDDEN"
+
+
+# Changes.
+
+
+def test_labels_apply_at_once_also_to_the_workload_that_lives() -> None:
+    life = Life().do(create())
+    facts = change(api.Instance(labels={"team": "speech"}), "labels")(life.now)
+    assert names(facts) == ["InstanceChanged", "WorkloadRelabelled"]
+    assert isinstance(facts[0], api.InstanceChanged)
+    assert not facts[0].pending_restart
+
+
+def test_labels_of_what_has_stopped_concern_no_workload() -> None:
+    life = Life().do(create(), stop, refused(1))
+    facts = change(api.Instance(labels={"team": "speech"}), "labels")(life.now)
+    assert names(facts) == ["InstanceChanged"]
+
+
+def test_a_changed_spec_waits_for_the_next_start_of_what_lives() -> None:
+    life = Life().do(create(), queued(1), change(asked(image="two"), "spec.image"))
+    assert life.shown.status.pending_restart
+    life.do(restart, refused(1))
+    assert not life.shown.status.pending_restart
+    declared = life.history.records[-1].message
+    assert isinstance(declared, workload.WorkloadDeclared)
+    assert declared.workload.groups[0].image.repository == "two"
+
+
+def test_an_empty_mask_changes_what_is_set_and_nothing_else() -> None:
+    life = Life().do(create())
+    wanted = api.Instance(
+        description="new",
+        spec=api.Spec(kind=api.KIND_NOTEBOOK, resources=api.Resources(cpu_milli=8000)),
+    )
+    before, after = life.shown, life.do(change(wanted)).shown
+    assert (after.description, after.spec.resources.cpu_milli) == ("new", 8000)
+    assert after.spec.resources.memory_bytes == before.spec.resources.memory_bytes
+    assert (after.display_name, dict(after.labels)) == (before.display_name, dict(before.labels))
+
+
+def test_a_masked_field_left_empty_is_the_templates_again() -> None:
+    life = Life().do(create(asked(image="mine")), change(api.Instance(), "spec.image"))
+    assert life.shown.spec.image == NOTEBOOK.spec.image
+
+
+def test_a_changed_template_reaches_no_instance_by_another_change() -> None:
+    life = Life().do(create())
+    richer = api.Template()
+    richer.CopyFrom(NOTEBOOK)
+    richer.spec.ports.add(name="extra", number=7777)
+    life.history.say([api.TemplateSet(template=richer)])
+    life.do(change(asked(image="two"), "spec.image"))
+    assert [port.name for port in life.shown.spec.ports] == ["jupyter"]
+
+
+def test_labels_can_be_changed_where_the_bounds_moved_since() -> None:
+    life = Life().do(create())
+    facts = aggregate.change(
+        life.now,
+        asked=api.Instance(labels={"a": "b"}),
+        paths=["labels"],
+        policy=Settings(cpu_milli_min=64_000),
+    )
+    assert names(facts) == ["InstanceChanged", "WorkloadRelabelled"]
+
+
+@pytest.mark.parametrize("path", ["status", "uid", "spec.nothing", "labels.team", "owner"])
+def test_a_path_that_cannot_be_changed_is_refused(path: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        change(asked(), path)(Life().do(create()).now)
+    assert refusal.value.reason == "UPDATE_MASK_INVALID"
+    assert refusal.value.violations[0].field == "update_mask"
+
+
+def test_the_kind_never_changes() -> None:
+    wanted = api.Instance(spec=api.Spec(kind=api.KIND_TRAINING))
+    with pytest.raises(Invalid) as refusal:
+        change(wanted)(Life().do(create()).now)
+    assert refusal.value.violations[0].field == "instance.spec.kind"
+
+
+def test_a_change_that_changes_nothing_adds_nothing() -> None:
+    life = Life().do(create())
+    assert change(life.shown)(life.now) == []
+
+
+# The workload.
+
+
+def test_the_workload_holds_all_that_was_asked_for() -> None:
+    resources = api.Resources(
+        gpu_type="A100-80GB",
+        gpu_milli=2000,
+        cpu_milli=8000,
+        memory_bytes=64 * GB,
+        storage_bytes=50 * GB,
+        shm_bytes=8 * GB,
+    )
+    wanted = asked(
+        image="img",
+        command=["run"],
+        args=["--now"],
+        env=[workload.EnvVar(name="A", value="1")],
+        ports=[workload.Port(name="web", number=80)],
+        restart_policy=workload.RestartPolicy(mode=workload.RestartPolicy.MODE_ALWAYS),
+        max_duration=Duration(seconds=3600),
+        resources=resources,
+    )
+    declared = Life().do(create(wanted)).history.records[-1].message
+    assert isinstance(declared, workload.WorkloadDeclared)
+    work, group = declared.workload, declared.workload.groups[0]
+    assert work.uid == ids.workload(UID, "", 1)
+    assert (work.owner, work.owner_uid) == (f"projects/{PROJECT}/instances/{NAME}", UID)
+    assert (work.project, work.user, work.attempt) == (PROJECT, ADA, 1)
+    assert work.kind == workload.KIND_INSTANCE
+    assert dict(work.labels) == {"team": "vision"}
+    assert work.ends.rule == workload.Ends.RULE_NEVER
+    assert (work.grace, work.max_duration) == (Duration(seconds=30), Duration(seconds=3600))
+    assert (group.replicas, group.min_replicas) == (1, 1)
+    assert (group.image.repository, list(group.command), list(group.args)) == (
+        "img",
+        ["run"],
+        ["--now"],
+    )
+    assert [(e.name, e.value) for e in group.env] == [("A", "1")]
+    assert [port.name for port in group.ports] == ["jupyter", "web"]
+    assert group.probes == NOTEBOOK.spec.probes
+    assert group.restart.mode == workload.RestartPolicy.MODE_ALWAYS
+    assert (group.resources.gpu_milli, group.resources.shm_bytes) == (2000, 8 * GB)
+
+
+def test_a_workload_belongs_to_who_asked_for_its_start() -> None:
+    life = Life().do(create(), stop, refused(1), restart)
+    declared = life.history.records[-1].message
+    assert isinstance(declared, workload.WorkloadDeclared)
+    assert declared.workload.user == "user_bob"
+
+
+# Closed projects.
+
+
+@pytest.mark.parametrize("decide", [start, restart])
+def test_a_closed_project_starts_nothing(decide: Decide) -> None:
+    life = Life().do(create(), stop, refused(1)).close()
+    with pytest.raises(Refused) as refusal:
+        decide(life.now)
+    assert refusal.value.reason == "PROJECT_ARCHIVED"
+
+
+def test_a_closed_project_gets_nothing_new() -> None:
+    with pytest.raises(Refused) as refusal:
+        create()(Life().close().now)
+    assert refusal.value.reason == "PROJECT_ARCHIVED"
+
+
+def test_what_lives_in_a_closed_project_is_stopped() -> None:
+    life = Life().do(create(), queued(1)).close()
+    assert names(wind_down(life.now)) == ["InstanceStopRequested", "WorkloadWithdrawn"]
+
+
+def test_a_restart_ends_stopped_where_the_project_was_closed_meanwhile() -> None:
+    life = Life().do(create(), queued(1), restart).close()
+    assert names(refused(1)(life.now)) == ["InstanceStopped"]
+
+
+def test_an_open_project_is_never_vacated() -> None:
+    assert aggregate.vacate(aggregate.Project()) == []
+
+
+def test_a_closed_project_is_vacated_once_with_a_fixed_statement() -> None:
+    life = Life().close()
+    facts = aggregate.vacate(life.now.project)
+    assert names(facts) == ["ProjectVacated"]
+    assert aggregate.place(facts[0]).statement == ids.statement("proj_acme", "vacated")
+    assert aggregate.vacate(life.vacate().now.project) == []
+
+
+def test_what_is_left_in_a_deleted_project_goes() -> None:
+    life = Life().do(create(), stop, refused(1)).close().vacate()
+    assert names(clear_away(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
+
+
+# What holds for every history.
+
+
+def play(decisions: Sequence[Decide], close_after: int) -> Life:
+    """Take decisions as far as they are allowed; the project is closed on the way."""
+    life = Life()
+    for place, decide in enumerate(decisions):
+        try:
+            life.do(decide)
+        except Refused:
+            continue
+        if place == close_after:
+            life.close()
+    return life
+
+
+HISTORIES = st.builds(
+    play,
+    st.lists(st.one_of(DECISIONS, DECISIONS, DECISIONS, RARE), max_size=25),
+    st.integers(0, 60),
+)
+
+
+@given(HISTORIES, st.one_of(DECISIONS, RARE))
+def test_a_decision_repeated_adds_nothing(life: Life, decide: Decide) -> None:
+    try:
+        life.do(decide)
+        again = decide(life.now)
+    except Refused:
+        return
+    assert again == []
+
+
+@given(HISTORIES, REPORTS)
+def test_a_report_never_raises(life: Life, report: Decide) -> None:
+    report(life.now)
+
+
+@given(HISTORIES, CODES)
+def test_a_report_about_another_attempt_adds_nothing(life: Life, code: str) -> None:
+    attempt = life.now.instance.attempt
+    for other in (attempt - 1, attempt + 1):
+        assert queued(other, code)(life.now) == []
+        assert refused(other, code)(life.now) == []
+
+
+@given(HISTORIES)
+def test_a_living_instance_has_exactly_one_workload_that_was_not_refused(life: Life) -> None:
+    declared = [r for r in life.history.records if r.type.endswith("WorkloadDeclared")]
+    withdrawn = [r.stream for r in life.history.records if r.type.endswith("WorkloadWithdrawn")]
+    assert len(withdrawn) == len(set(withdrawn))
+    assert len(declared) == life.now.instance.attempt
+    if life.now.instance.lives:
+        last = f"workload/{life.now.instance.workload_uid}"
+        assert declared[-1].stream == last
+        stopping = life.now.instance.state == api.STATE_STOPPING
+        assert (last in withdrawn) is stopping
+
+
+@given(HISTORIES, st.randoms())
+def test_evolve_takes_any_facts_in_any_order(life: Life, random: object) -> None:
+    facts: list[Message] = [
+        record.message
+        for record in life.history.records
+        if record.stream.startswith("instance/") and record.message is not None
+    ]
+    random.shuffle(facts)  # type: ignore[attr-defined]
+    instance = Instance()
+    for fact in facts:
+        instance = aggregate.evolve(instance, fact, NOON)  # type: ignore[arg-type]
+    assert aggregate.view(instance).etag == str(instance.generation)
+
+
+def test_the_policy_of_these_tests_is_the_guides() -> None:
+    assert (POLICY.cpu_milli_min, POLICY.gpu_milli_max) == (4000, 8000)
