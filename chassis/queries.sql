@@ -239,3 +239,10 @@ UPDATE checkpoint
    SET folded = folded + 1
  WHERE reader = $1
    AND journal = $2;
+
+-- tables_of: The tables of a schema, the migrations' own apart.
+SELECT tablename AS name
+  FROM pg_tables
+ WHERE schemaname = $1
+   AND tablename <> 'schema_migrations'
+ ORDER BY tablename;

@@ -82,6 +82,8 @@ class Feed:
     def __init__(self, journal: str, log: LogSource, bus: Bus | None, registry: Registry) -> None:
         self.journal = journal
         self.head = 0
+        # Whether the owner has answered at all.
+        self.heard = False
         self._log = log
         self._bus = bus
         self._registry = registry
@@ -101,7 +103,7 @@ class Feed:
                 _log.debug("log of %s: %s", self.journal, error)
                 page = None
             if page is not None:
-                self.head = page.head
+                self.head, self.heard = page.head, True
                 if epoch and page.epoch != epoch:
                     raise NewLineage(page.epoch, page.epoch_first)
                 epoch = page.epoch

@@ -19,7 +19,7 @@ from chassis.journal import (
     Remembered,
     Request,
 )
-from chassis.postgres import Database, Record
+from chassis.postgres import Connection, Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Unavailable
 from fermion.api.journal import v1 as api
@@ -109,6 +109,11 @@ class PostgresJournal:
             last = await self._project_head(project)
         records = tuple(self._recorded(row) for row in rows)
         return Page(records, last, head.epoch, head.epoch_first)
+
+    async def page_on(self, connection: Connection, after: int, limit: int) -> tuple[Recorded, ...]:
+        """Read facts after a position on a given connection, in its transaction."""
+        rows = await connection.fetch(_queries["read_log"], self.shard, after, limit)
+        return tuple(self._recorded(row) for row in rows)
 
     async def read_stream(
         self, stream: str, after_version: int, limit: int, until: datetime | None = None

@@ -1,0 +1,141 @@
+"""The standing audit: what must be equal between log, stream and readers, counted anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chassis.bus import Away, Bus
+from chassis.journal import Journal
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.store import PostgresJournal
+from fermion.api.journal import v1 as api
+
+PAGE_MAX = 1000
+WAIT_SECONDS = 2.0
+
+_queries = Queries.load(Path(__file__).with_name("queries.sql"))
+
+
+async def audit(journal: PostgresJournal, database: Database, bus: Bus) -> list[api.AuditCheck]:
+    """
+    Check every equality of one journal, its stream and its service's readers.
+
+    While calls come in, the stream may be behind the log by what is on its way; an audit at rest
+    has to hold in full.
+    """
+    return [
+        *await _log(journal, database),
+        *await _stream(journal, bus),
+        *await _readers(database, journal.name),
+    ]
+
+
+async def _log(journal: PostgresJournal, database: Database) -> list[api.AuditCheck]:
+    name, shard = journal.name, journal.shard
+    async with (
+        database.connection() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        head = await connection.fetchrow(_queries["read_head"], shard)
+        events = await connection.fetchrow(_queries["audit_events"], shard)
+        streams = await connection.fetchrow(_queries["audit_streams"], shard)
+        projects = await connection.fetchrow(_queries["audit_projects"], shard)
+        requests = await connection.fetchval(
+            _queries["audit_requests"], shard, 0 if head is None else head["position"]
+        )
+        statements = await connection.fetchval(_queries["audit_statements"], shard)
+    assert head is not None
+    assert events is not None
+    assert streams is not None
+    assert projects is not None
+    at = head["position"]
+    return [
+        check(f"{name}: there are facts to audit", at > 0, True),
+        check(f"{name}: head = number of facts", at, events["events"]),
+        check(f"{name}: head = greatest position", at, events["last"]),
+        check(f"{name}: positions begin at 1", events["first"], 1),
+        check(
+            f"{name}: versions of all {streams['streams']} streams are 1..N",
+            streams["wrong"],
+            0,
+        ),
+        check(
+            f"{name}: positions of all {projects['projects']} projects are 1..N",
+            projects["wrong"],
+            0,
+        ),
+        check(f"{name}: requests that point past the log", requests, 0),
+        check(f"{name}: facts that state = statement ids", events["statements"], statements),
+    ]
+
+
+async def _stream(journal: Journal, bus: Bus) -> list[api.AuditCheck]:
+    """Compare the stream with the log fact by fact, from its first message to its last."""
+    name = journal.name
+    try:
+        head = await journal.head()
+        await _caught_up(journal, bus, head.position)
+        tail = await bus.tail(name)
+        if tail is None:
+            return [check(f"{name}: there is a stream", False, True)]
+        unlike = compared = 0
+        position = tail.first - 1
+        async with bus.follow(name, tail.first) as following:
+            while position < min(tail.last, head.position):
+                found = await following(WAIT_SECONDS)
+                if not found:
+                    break
+                page = await journal.read(position, len(found))
+                for record, fact in zip(found, page.records, strict=False):
+                    same = (record.position, record.type, record.data, record.stream) == (
+                        fact.position,
+                        fact.type,
+                        fact.data,
+                        fact.stream,
+                    )
+                    unlike += not same
+                    compared += 1
+                position += len(found)
+    except Away as error:
+        return [check(f"{name}: the stream can be read", str(error), "")]
+    expected = max(0, min(tail.last, head.position) - tail.first + 1)
+    return [
+        check(f"{name}: the stream ends at the head", tail.last >= head.position, True),
+        check(f"{name}: the stream's facts from {tail.first} on, each once", compared, expected),
+        check(f"{name}: facts of the stream unlike the log's", unlike, 0),
+    ]
+
+
+async def _caught_up(journal: Journal, bus: Bus, position: int) -> None:
+    """Give the relay a moment: what was committed just now may be on its way."""
+    for _ in range(20):
+        tail = await bus.tail(journal.name)
+        if tail is not None and tail.last >= position:
+            return
+        await journal.grown(position + 1_000_000_000, 0.1)
+
+
+async def _readers(database: Database, journal: str) -> list[api.AuditCheck]:
+    found = []
+    for row in await database.fetch(_queries["list_checkpoints"]):
+        reader = f"{row['reader']} on {row['journal']}"
+        counted = row["folded"] + row["passed_over"] + row["parked"] + row["skipped"]
+        found.append(
+            check(
+                f"{reader}: folded + passed over + parked + skipped = checkpoint",
+                counted,
+                row["position"],
+            )
+        )
+        found.append(check(f"{reader}: halted", row["halted"] or "", ""))
+        if row["journal"] == journal:
+            head = await database.fetchrow(_queries["read_head"], journal.split("/")[1])
+            at = 0 if head is None else head["position"]
+            found.append(check(f"{reader}: is not ahead of the log", row["position"] <= at, True))
+    return found
+
+
+def check(name: str, left: object, right: object) -> api.AuditCheck:
+    """One equality, with both sides as found."""
+    return api.AuditCheck(name=name, left=str(left), right=str(right), holds=left == right)

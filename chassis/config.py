@@ -1,0 +1,132 @@
+"""Settings: typed, from the environment, with a table that explains each of them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from chassis.refusals import Invalid, Violation
+
+Default = TypeVar("Default")
+Settings = TypeVar("Settings")
+
+
+def setting(variable: str, default: Default, doc: str) -> Default:
+    """Declare a field of a settings class: its environment variable, its default, what it does."""
+    made: object = field(default=default, metadata={"variable": variable, "doc": doc})
+    return cast(Default, made)
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every process of the platform is told."""
+
+    postgres_dsn: str = setting(
+        "FERMION_POSTGRES_DSN", "", "Where PostgreSQL is; name a passfile in it, no password."
+    )
+    nats_url: str = setting("FERMION_NATS_URL", "nats://127.0.0.1:4222", "Where NATS is.")
+    nats_keys: Path = setting(
+        "FERMION_NATS_KEYS", Path(), "Folder of nkey seed files, `<service>.nk`; empty for none."
+    )
+    listen: str = setting(
+        "FERMION_LISTEN", "127.0.0.1:7443", "Where the gRPC server listens, host:port."
+    )
+    address: str = setting(
+        "FERMION_ADDRESS",
+        "127.0.0.1:7443",
+        "Where services find each other; FERMION_ADDRESS_<SERVICE> says it for one.",
+    )
+    public_keys: Path = setting(
+        "FERMION_PUBLIC_KEYS", Path(), "File with the JWKS that tokens are checked with at first."
+    )
+    signing_key: Path = setting(
+        "FERMION_SIGNING_KEY", Path(), "File with the private JWK; only `projects` needs it."
+    )
+    service_tokens: Path = setting(
+        "FERMION_SERVICE_TOKENS", Path(), "Folder with the services' tokens, `<service>.token`."
+    )
+    metrics_listen: str = setting(
+        "FERMION_METRICS_LISTEN", "", "Where Prometheus metrics are served, host:port; empty: off."
+    )
+    log_level: str = setting("FERMION_LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = setting("FERMION_LOG_FORMAT", "console", "console or json.")
+    traces: str = setting("FERMION_TRACES", "none", "Where spans go: none, console or otlp.")
+    otlp_endpoint: str = setting(
+        "FERMION_OTLP_ENDPOINT", "http://127.0.0.1:4317", "The collector, where traces are otlp."
+    )
+    pool_size: int = setting(
+        "FERMION_POOL_SIZE", 8, "Connections to PostgreSQL per service and process."
+    )
+    start_seconds_max: float = setting(
+        "FERMION_START_SECONDS_MAX", 60.0, "So long a start waits for PostgreSQL."
+    )
+
+
+def load(cls: type[Settings], environment: Mapping[str, str]) -> Settings:
+    """Read a settings class from the environment; a wrong value is `Invalid` (SETTING_INVALID)."""
+    hints = typing.get_type_hints(cls)
+    values: dict[str, object] = {}
+    for one in fields(cast(Any, cls)):
+        variable = str(one.metadata["variable"])
+        text = environment.get(variable)
+        if text is not None and text != "":
+            values[one.name] = _parse(variable, text, hints[one.name])
+    return cls(**values)
+
+
+def table(classes: Mapping[str, type[object]]) -> str:
+    """Explain every setting: variable, default, what it does."""
+    lines = []
+    for owner, cls in classes.items():
+        lines.append(f"\n{owner}")
+        for one in fields(cast(Any, cls)):
+            lines.append(f"  {one.metadata['variable']:<34} {one.metadata['doc']}")
+            lines.append(f"  {'':<34} default: {_shown(one)}")
+    return "\n".join(lines).lstrip("\n")
+
+
+def _shown(one: Field[Any]) -> str:
+    default = one.default
+    if default is MISSING or default == "" or default == Path():
+        return "(empty)"
+    return " ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+_PARSERS: Mapping[object, tuple[Callable[[str], object], str]] = {
+    int: (int, "must be a whole number"),
+    float: (float, "must be a number"),
+    bool: (_boolean, "must be true or false"),
+    str: (str, "must be text"),
+    Path: (Path, "must be a path"),
+    tuple[str, ...]: (_words, "must be words, separated by spaces or commas"),
+}
+
+
+def _parse(variable: str, text: str, kind: object) -> object:
+    parser, rule = _PARSERS[kind]
+    try:
+        return parser(text)
+    except ValueError as error:
+        raise Invalid(
+            "SETTING_INVALID",
+            f"{variable} is {text!r}; it {rule}.",
+            violations=(Violation(variable, rule),),
+            next_step="Run `python -m services config` for all settings and their defaults.",
+            variable=variable,
+            value=text,
+        ) from error

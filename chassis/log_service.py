@@ -1,0 +1,240 @@
+"""JournalService: the only way to old facts, and what an operator does about readers; one a process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chassis.audit import audit
+from chassis.bus import Away, Bus
+from chassis.envelope import to_record
+from chassis.journal import Book
+from chassis.parking import resume, skip
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.readers import Reader
+from chassis.rebuild import rebuild
+from chassis.refusals import Missing
+from chassis.relay import Relay
+from chassis.rpc import Context, answer_position, meta_of
+from chassis.store import PostgresJournal
+from fermion.api.journal import v1 as api
+from fermion.api.journal.v1 import service_pb2_grpc
+
+PAGE_MAX = 1000
+
+_queries = Queries.load(Path(__file__).with_name("queries.sql"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """One journal of this process, with everything that hangs on it."""
+
+    journal: PostgresJournal
+    database: Database
+    book: Book
+    queries: Queries
+    rows: Path
+    bus: Bus
+    relay: Relay
+    readers: tuple[Reader, ...]
+
+
+class JournalServicer(service_pb2_grpc.JournalServiceServicer):
+    """Every RPC of `JournalService`, for the journals that this process holds."""
+
+    def __init__(self, hosted: Mapping[str, Hosted]) -> None:
+        self._hosted = hosted
+
+    async def ReadLog(
+        self, request: api.ReadLogRequest, context: Context
+    ) -> AsyncIterator[api.ReadLogResponse]:
+        """Send facts in pages up to the head; an empty page where there is nothing."""
+        journal = self._find(request.journal).journal
+        project = request.project.removeprefix("projects/") or None
+        after, left = request.after, request.limit or None
+        while True:
+            size = PAGE_MAX if left is None else min(PAGE_MAX, left)
+            page = await journal.read(after, size, project)
+            yield api.ReadLogResponse(
+                records=[to_record(fact) for fact in page.records],
+                head=page.head,
+                epoch=page.epoch,
+                epoch_first_position=page.epoch_first,
+            )
+            if left is not None:
+                left -= len(page.records)
+            if len(page.records) < size or left == 0:
+                return
+            last = page.records[-1]
+            after = last.position if project is None else last.project_position
+
+    async def ListFacts(
+        self, request: api.ListFactsRequest, context: Context
+    ) -> api.ListFactsResponse:
+        """List one stream's facts; a stream of another project is as one that is not there."""
+        journal = self._find(request.journal).journal
+        facts = await journal.read_stream(
+            request.stream, request.after_version, request.page_size or PAGE_MAX
+        )
+        project = request.project.removeprefix("projects/")
+        return api.ListFactsResponse(
+            records=[to_record(fact) for fact in facts if fact.project == project]
+        )
+
+    async def GetJournal(
+        self, request: api.GetJournalRequest, context: Context
+    ) -> api.GetJournalResponse:
+        """Tell heads, what is published, and how far readers got."""
+        found = []
+        for hosted in self._chosen(request.journal):
+            head = await hosted.journal.head()
+            found.append(
+                api.JournalStatus(
+                    journal=hosted.journal.name,
+                    epoch=head.epoch,
+                    head=head.position,
+                    published=await _published(hosted),
+                    relay_halted=hosted.relay.halted,
+                    readers=await progress(hosted.database),
+                )
+            )
+        return api.GetJournalResponse(journals=found)
+
+    async def AuditJournal(
+        self, request: api.AuditJournalRequest, context: Context
+    ) -> api.AuditJournalResponse:
+        """Check every equality."""
+        checks: list[api.AuditCheck] = []
+        for hosted in self._chosen(request.journal):
+            checks += await audit(hosted.journal, hosted.database, hosted.bus)
+        return api.AuditJournalResponse(checks=checks)
+
+    async def RebuildProjection(
+        self, request: api.RebuildProjectionRequest, context: Context
+    ) -> api.RebuildProjectionResponse:
+        """Fold the read model from zero, compare, and swap it in."""
+        hosted = self._find(request.journal)
+        done = await rebuild(
+            hosted.database, hosted.journal, hosted.book, hosted.queries, hosted.rows
+        )
+        return api.RebuildProjectionResponse(
+            live_hash=done.live_hash, rebuilt_hash=done.rebuilt_hash, folded=done.folded
+        )
+
+    async def ListParkedFacts(
+        self, request: api.ListParkedFactsRequest, context: Context
+    ) -> api.ListParkedFactsResponse:
+        """List what readers could not use."""
+        facts = []
+        for hosted in self._chosen(request.journal):
+            for row in await hosted.database.fetch(_queries["list_parked"]):
+                fact = api.ParkedFact(
+                    reader=row["reader"],
+                    journal=row["journal"],
+                    stream=row["stream"],
+                    position=row["position"],
+                    project=row["project"],
+                    type=row["type"],
+                    reason=row["reason"],
+                )
+                fact.park_time.FromDatetime(row["at"])
+                facts.append(fact)
+        return api.ListParkedFactsResponse(facts=facts)
+
+    async def RetryParkedFacts(
+        self, request: api.RetryParkedFactsRequest, context: Context
+    ) -> api.RetryParkedFactsResponse:
+        """Handle a parked stream again."""
+        _, reader = self._reader(request.reader)
+        handled, left = await reader.retry(request.stream)
+        return api.RetryParkedFactsResponse(handled=handled, left=left)
+
+    async def SkipParkedFact(
+        self, request: api.SkipParkedFactRequest, context: Context
+    ) -> api.SkipParkedFactResponse:
+        """Give one parked fact up; that is a fact."""
+        hosted, _ = self._reader(request.reader)
+        position = await skip(
+            hosted.journal,
+            hosted.database,
+            reader=request.reader,
+            source=request.journal,
+            position=request.position,
+            reason=request.reason,
+            meta=meta_of(context, request),
+        )
+        answer_position(context, hosted.journal.name, position)
+        return api.SkipParkedFactResponse()
+
+    async def ResumeReader(
+        self, request: api.ResumeReaderRequest, context: Context
+    ) -> api.ResumeReaderResponse:
+        """Let a halted reader go on; that is a fact."""
+        hosted, _ = self._reader(request.reader)
+        position = await resume(
+            hosted.journal,
+            hosted.database,
+            reader=request.reader,
+            source=request.journal,
+            meta=meta_of(context, request),
+        )
+        answer_position(context, hosted.journal.name, position)
+        return api.ResumeReaderResponse()
+
+    def _find(self, journal: str) -> Hosted:
+        hosted = self._hosted.get(journal)
+        if hosted is None:
+            raise Missing(
+                "JOURNAL_NOT_HERE",
+                f"Journal {journal!r} is not held here; this process holds {self._names()}.",
+                next_step="Ask the service that owns it.",
+                journal=journal,
+                held=self._names(),
+            )
+        return hosted
+
+    def _chosen(self, journal: str) -> Sequence[Hosted]:
+        return [self._find(journal)] if journal else list(self._hosted.values())
+
+    def _reader(self, name: str) -> tuple[Hosted, Reader]:
+        for hosted in self._hosted.values():
+            for reader in hosted.readers:
+                if reader.name == name:
+                    return hosted, reader
+        raise Missing(
+            "READER_NOT_HERE",
+            f"Reader {name!r} does not run here.",
+            next_step="`fermion status` lists readers and where they run.",
+            reader=name,
+        )
+
+    def _names(self) -> str:
+        return ", ".join(sorted(self._hosted))
+
+
+async def progress(database: Database) -> list[api.ReaderProgress]:
+    """How far a service's readers got, as their checkpoints say."""
+    return [
+        api.ReaderProgress(
+            reader=row["reader"],
+            journal=row["journal"],
+            epoch=row["epoch"],
+            position=row["position"],
+            folded=row["folded"],
+            passed_over=row["passed_over"],
+            parked=row["parked"],
+            skipped=row["skipped"],
+            halted=row["halted"] or "",
+        )
+        for row in await database.fetch(_queries["list_checkpoints"])
+    ]
+
+
+async def _published(hosted: Hosted) -> int:
+    try:
+        tail = await hosted.bus.tail(hosted.journal.name)
+    except Away:
+        return -1
+    return 0 if tail is None else tail.last

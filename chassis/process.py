@@ -1,0 +1,467 @@
+"""One process of the platform: starts its services in order, keeps their loops, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.message import Message
+
+import chassis
+from chassis import config, telemetry
+from chassis.bus import Bus
+from chassis.callers import JOURNAL as CALLERS_JOURNAL
+from chassis.callers import Callers
+from chassis.clock import Clock, SystemClock
+from chassis.config import Common
+from chassis.envelope import Recorded, Registry
+from chassis.journal import Book, Place, Write
+from chassis.keys import PublicKey, SigningKey, parse_jwks
+from chassis.lease import Lease
+from chassis.log_service import Hosted, JournalServicer
+from chassis.migrations import migrate
+from chassis.parking import place_operation
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.readers import Feed, LogSource, Reader
+from chassis.refusals import Invalid, Refused, Unavailable, Violation
+from chassis.relay import Relay
+from chassis.remote import LocalLog, RemoteLog
+from chassis.rpc import Reached, Server, door
+from chassis.service import Kernel, Mount, Target, Wired
+from chassis.store import PostgresJournal
+from chassis.telemetry import Gauge, Metrics
+from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
+
+DRAIN_SECONDS: Final = 5.0
+HOUSEKEEPING_SECONDS: Final = 60.0
+KERNEL_MIGRATIONS: Final = Path(chassis.__file__).parent / "migrations"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Part:
+    """One service of this process while it is being put together."""
+
+    target: Target
+    settings: object
+    database: Database
+    journal: PostgresJournal
+    bus: Bus
+    queries: Queries
+    book: Book
+    relay: Relay
+    relay_lease: Lease
+    readers: list[Reader]
+    leases: list[Lease]
+    wired: Wired | None = None
+
+
+class Process:
+    """The services of one process, from their databases to the open port."""
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        chosen: Sequence[str],
+        environment: Mapping[str, str],
+        clock: Clock | None = None,
+        *,
+        traced: bool = False,
+    ) -> None:
+        self.common = config.load(Common, environment)
+        self.metrics = Metrics()
+        self.ready = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.server: Server | None = None
+        self._environment = environment
+        self._clock = clock or SystemClock()
+        self._traced = traced
+        self._holder = f"{socket.gethostname()}/{os.getpid()}/{id(self):x}"
+        self._targets = targets
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._loops: list[asyncio.Task[None]] = []
+        self._parts = [self._part(targets[name]) for name in chosen]
+        self._callers = self._make_callers()
+
+    @property
+    def port(self) -> int:
+        """Where the server listens."""
+        assert self.server is not None
+        return self.server.port
+
+    async def run(self) -> None:
+        """
+        Start, serve until `stopping` is set, drain. A loop that ends by itself raises here.
+
+        The order of the start: databases, migrations, journals, what a service begins with, bus,
+        relays, callers, readers, and the port last: it is open when all behind it is there.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._start(group)
+                self.ready.set()
+                await self.stopping.wait()
+                await self._drain()
+        finally:
+            for channel in self._channels.values():
+                await channel.close()
+            for part in self._parts:
+                await part.database.close()
+
+    def begin(self, loop: Coroutine[Any, Any, None], name: str, group: asyncio.TaskGroup) -> None:
+        """Run a loop that only ends when it is cancelled."""
+
+        async def guarded() -> None:
+            await loop
+            raise RuntimeError(f"{name} ended by itself")
+
+        self._loops.append(group.create_task(guarded(), name=name))
+
+    async def _start(self, group: asyncio.TaskGroup) -> None:
+        for part in self._parts:
+            await _patiently(self._open_database, part, self.common.start_seconds_max)
+            await part.journal.open()
+            self.begin(part.journal.run(), f"{part.target.name} committer", group)
+            part.wired = part.target.wire(self._kernel(part))
+            if part.wired.begin is not None:
+                await part.wired.begin()
+        for part in self._parts:
+            name = part.target.name
+            self.begin(part.bus.run(), f"{name} bus", group)
+            self.begin(part.relay_lease.run(), f"{name} relay lease", group)
+            self.begin(part.relay.run(), f"{name} relay", group)
+        self.begin(self._callers.run(), "callers", group)
+        for part in self._parts:
+            self._make_readers(part)
+            for lease, reader in zip(part.leases, part.readers, strict=True):
+                self.begin(lease.run(), f"{lease.name} lease", group)
+                self.begin(reader.run(), f"{reader.name} reader", group)
+        self.begin(self._keep_house(), "housekeeping", group)
+        self._show()
+        self.server = self._make_server()
+        await self.server.start()
+        names = ", ".join(part.target.name for part in self._parts)
+        _log.info("%s ready on port %d", names, self.server.port)
+
+    async def _drain(self) -> None:
+        """Readiness first, then calls, then what reads, copies and commits, then connections."""
+        assert self.server is not None
+        _log.info("draining")
+        await self.server.stop(DRAIN_SECONDS)
+        for task in reversed(self._loops):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _open_database(self, part: Part) -> None:
+        database, folder = part.database, part.target.folder / "migrations"
+        await migrate(database, KERNEL_MIGRATIONS, database.schema)
+        if (folder / "state").is_dir():
+            await migrate(database, folder / "state", f"{database.schema}_state")
+        await migrate(database, folder / "rows", database.rows_schema)
+        await database.open(pool_size=self.common.pool_size)
+
+    def _part(self, target: Target) -> Part:
+        common, name = self.common, target.name
+        if not common.postgres_dsn:
+            raise Invalid(
+                "SETTING_MISSING",
+                "FERMION_POSTGRES_DSN is not set.",
+                violations=(Violation("FERMION_POSTGRES_DSN", "must name a PostgreSQL database"),),
+                next_step="Set it, or run `fermion up`, which brings its own PostgreSQL.",
+                variable="FERMION_POSTGRES_DSN",
+            )
+        database = Database(common.postgres_dsn, name)
+        queries = Queries.load(target.folder / "queries.sql")
+        book = with_operations(target.book)
+        journal = PostgresJournal(
+            database,
+            registry=Registry.of((*target.events, events_pb2.DESCRIPTOR)),
+            book=book,
+            queries=queries,
+            observer=self.metrics.journal(f"{name}/0"),
+        )
+        seed = common.nats_keys / f"{name}.nk" if common.nats_keys != Path() else None
+        bus = Bus(common.nats_url, name, seed)
+        lease = Lease(database, f"relay {journal.name}", self._holder, self._clock)
+        return Part(
+            target,
+            config.load(target.settings, self._environment),
+            database,
+            journal,
+            bus,
+            queries,
+            book,
+            Relay(journal, bus, lease),
+            lease,
+            [],
+            [],
+        )
+
+    def _kernel(self, part: Part) -> Kernel[Any]:
+        path = self.common.signing_key
+        return Kernel(
+            service=part.target.name,
+            journal=part.journal,
+            database=part.database,
+            queries=part.queries,
+            clock=self._clock,
+            callers=self._callers,
+            settings=part.settings,
+            book=part.book,
+            signing_key=SigningKey.load(path) if path != Path() else None,
+        )
+
+    def _make_callers(self) -> Callers:
+        keys: list[PublicKey] = []
+        path = self.common.public_keys
+        if path != Path():
+            try:
+                keys = parse_jwks(path.read_text())
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise Invalid(
+                    "PUBLIC_KEYS_UNREADABLE",
+                    f"FERMION_PUBLIC_KEYS names {path}, which holds no JWKS ({error}).",
+                    violations=(Violation("FERMION_PUBLIC_KEYS", "must name a JWKS file"),),
+                    next_step="Name the file with the platform's public keys.",
+                    path=str(path),
+                ) from error
+        service = CALLERS_JOURNAL.split("/")[0]
+        own = next((part for part in self._parts if part.target.name == service), None)
+        registry = Registry.of(self._targets[service].events)
+        log, bus = self._log_of(service, registry, self._parts[0])
+        return Callers(
+            Feed(CALLERS_JOURNAL, log, None if own else bus, registry), self._clock, keys
+        )
+
+    def _make_readers(self, part: Part) -> None:
+        assert part.wired is not None
+        for consumer in part.wired.consumers:
+            source = self._targets[consumer.source]
+            own = source.name == part.target.name
+            registry = Registry.of((*source.events, events_pb2.DESCRIPTOR))
+            log: LogSource = LocalLog(part.journal)
+            if not own:
+                log, _ = self._log_of(source.name, registry, part)
+            feed = Feed(f"{source.name}/0", log, None if own else part.bus, registry)
+            lease = Lease(part.database, f"reader {consumer.name}", self._holder, self._clock)
+            part.leases.append(lease)
+            part.readers.append(
+                Reader(consumer, feed, part.journal, part.database, part.queries, lease, registry)
+            )
+
+    def _log_of(self, service: str, registry: Registry, reader: Part) -> tuple[LogSource, Bus]:
+        """Where a service's old facts come from: this process's own journal, or its owner's call."""
+        for part in self._parts:
+            if part.target.name == service and part is reader:
+                return LocalLog(part.journal), part.bus
+        address = self._environment.get(f"FERMION_ADDRESS_{service.upper()}") or self.common.address
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(
+                address,
+                options=[
+                    ("grpc.initial_reconnect_backoff_ms", 100),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
+                ],
+            )
+            self._channels[address] = channel
+        token = self.common.service_tokens / f"{reader.target.name}.token"
+
+        def read_token() -> str:
+            try:
+                return token.read_text().strip()
+            except OSError as error:
+                raise Unavailable(
+                    "SERVICE_TOKEN_MISSING",
+                    f"{token} cannot be read ({error.strerror}).",
+                    next_step="Name the folder of the services' tokens in FERMION_SERVICE_TOKENS.",
+                ) from error
+
+        return RemoteLog(channel, f"{service}/0", read_token, registry), reader.bus
+
+    def _make_server(self) -> Server:
+        hosted = {
+            part.journal.name: Hosted(
+                part.journal,
+                part.database,
+                part.book,
+                part.queries,
+                part.target.folder / "migrations" / "rows",
+                part.bus,
+                part.relay,
+                tuple(part.readers),
+            )
+            for part in self._parts
+        }
+        mounts = [
+            Mount(
+                "fermion.api.journal.v1.JournalService",
+                service_pb2_grpc.add_JournalServiceServicer_to_server,
+                JournalServicer(hosted),
+            )
+        ]
+        reads: dict[str, dict[str, list[Reached]]] = {
+            mounts[0].service_name: {CALLERS_JOURNAL: [self._callers.reached]}
+        }
+        for part in self._parts:
+            assert part.wired is not None
+            waits: dict[str, list[Reached]] = {CALLERS_JOURNAL: [self._callers.reached]}
+            for reader in part.readers:
+                if reader.feed.journal != part.journal.name:
+                    waits.setdefault(reader.feed.journal, []).append(reader.reached)
+            for mount in part.wired.servicers:
+                mounts.append(mount)
+                reads[mount.service_name] = waits
+        return Server(
+            door(self._callers, mounts, reads, self.metrics),
+            mounts,
+            self.common.listen,
+            self._traced,
+        )
+
+    def _show(self) -> None:
+        """Register the figures that operators look at."""
+        parts = self._parts
+        journal, reader = ("journal",), ("reader", "journal")
+        self.metrics.gauge(
+            Gauge(
+                "fermion_journal_waiting_commands",
+                "Commands that wait for a batch.",
+                journal,
+                lambda: [((part.journal.name,), part.journal.waiting) for part in parts],
+            )
+        )
+        self.metrics.gauge(
+            Gauge(
+                "fermion_relay_position",
+                "Last position that the relay has seen in the stream.",
+                journal,
+                lambda: [((part.journal.name,), part.relay.position) for part in parts],
+            )
+        )
+        self.metrics.gauge(
+            Gauge(
+                "fermion_relay_halted",
+                "1 while the relay stands still.",
+                journal,
+                lambda: [((part.journal.name,), float(bool(part.relay.halted))) for part in parts],
+            )
+        )
+        for name, doc, read in (
+            ("fermion_reader_lag_positions", "Facts not yet accounted for.", _lag),
+            ("fermion_reader_parked_streams", "Streams in the parking.", _parked),
+            ("fermion_reader_halted", "1 while the reader stands still.", _halted),
+        ):
+            self.metrics.gauge(Gauge(name, doc, reader, _of_readers(parts, read)))
+
+    async def _keep_house(self) -> None:
+        """Let go of what is kept for a time only."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            for part in self._parts:
+                with suppress(Unavailable):
+                    await part.journal.forget_requests()
+
+
+def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
+    """Run a process until SIGTERM or SIGINT; 0 where it was told to end, 1 where something failed."""
+    try:
+        common = config.load(Common, os.environ)
+        telemetry.start_logs(common)
+        traced = telemetry.start_traces(common, "-".join(chosen))
+        asyncio.run(_main(targets, chosen, common, traced))
+    except (Refused, BaseExceptionGroup) as error:
+        for leaf in _leaves(error):
+            if isinstance(leaf, Refused):
+                _log.error("%s %s", leaf, leaf.next_step)
+            else:
+                _log.critical("a loop failed; the process ends", exc_info=leaf)
+        return 1
+    return 0
+
+
+async def _main(
+    targets: Mapping[str, Target], chosen: Sequence[str], common: Common, traced: bool
+) -> None:
+    process = Process(targets, chosen, os.environ, traced=traced)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, process.stopping.set)
+    stop = process.metrics.serve(common.metrics_listen) if common.metrics_listen else None
+    try:
+        await process.run()
+    finally:
+        if stop is not None:
+            stop()
+
+
+def with_operations(book: Book) -> Book:
+    """Let a service's journal also hold what operators did about its readers; that has no rows."""
+
+    def place(fact: Message) -> Place:
+        return place_operation(fact) or book.place(fact)
+
+    def project(record: Recorded) -> Sequence[Write]:
+        if record.message is not None and place_operation(record.message) is not None:
+            return ()
+        return book.project(record)
+
+    return replace(book, place=place, project=project)
+
+
+async def _patiently(step: Callable[[Part], Awaitable[None]], part: Part, seconds: float) -> None:
+    """Try a step until its database is there, or so many seconds have passed."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            await step(part)
+            return
+        except Unavailable as error:
+            if loop.time() >= deadline:
+                raise
+            _log.info("%s waits for its database: %s", part.target.name, error)
+            await asyncio.sleep(0.2)
+
+
+def _lag(reader: Reader) -> float:
+    return reader.lag
+
+
+def _parked(reader: Reader) -> float:
+    return len(reader.parked)
+
+
+def _halted(reader: Reader) -> float:
+    return float(bool(reader.halted))
+
+
+def _of_readers(
+    parts: Sequence[Part], read: Callable[[Reader], float]
+) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
+    def figures() -> list[tuple[tuple[str, ...], float]]:
+        return [
+            ((reader.name, reader.feed.journal), read(reader))
+            for part in parts
+            for reader in part.readers
+        ]
+
+    return figures
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in _leaves(one)]

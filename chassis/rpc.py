@@ -1,0 +1,427 @@
+"""The door: every call is known, allowed, valid and bounded before a service sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from protovalidate import Validator
+
+from chassis.callers import NOBODY, Caller, Callers, rules
+from chassis.envelope import Meta
+from chassis.journal import Request
+from chassis.refusals import Exhausted, Invalid, Missing, Refused, Unavailable, Violation
+from chassis.service import Mount
+from chassis.telemetry import REQUEST_ID, Metrics, current_traceparent
+from fermion.api.projects import v1 as projects
+
+DOMAIN: Final = "fermion"
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+UNARY_SECONDS_MAX: Final = 30.0
+BEHIND_SECONDS_MAX: Final = 2.0
+# Answered without a token and without a rule: they tell nothing but that the server lives.
+OPEN: Final = ("/grpc.health.", "/grpc.reflection.")
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Reached: TypeAlias = Callable[[int, float], Awaitable[bool]]
+In = TypeVar("In", bound=Message)
+
+_log = logging.getLogger(__name__)
+_codes: Final = {code.name: code for code in grpc.StatusCode}
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as the door let it in: the context that gRPC gave, and what is known of the caller."""
+
+    context: Context
+    method: str
+    caller: Caller
+    request_id: str
+    metadata: Mapping[str, str]
+    traceparent: str
+    trailing: list[tuple[str, str]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.context, name)
+
+
+def _call(context: Context) -> Call:
+    return cast(Call, context)
+
+
+def caller(context: Context) -> Caller:
+    """Who calls."""
+    return _call(context).caller
+
+
+def request_of(context: Context, request: Message) -> Request | None:
+    """The request's idempotency key; None where the caller gave no request_id."""
+    request_id = str(getattr(request, "request_id", ""))
+    if not request_id:
+        return None
+    bare = type(request)()
+    bare.CopyFrom(request)
+    bare.ClearField("request_id")
+    digest = hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
+    call = _call(context)
+    return Request(f"caller/{call.caller.uid}", call.method, request_id, digest)
+
+
+def meta_of(context: Context, request: Message) -> Meta:
+    """Who a fact follows from."""
+    call = _call(context)
+    request_id = str(getattr(request, "request_id", "")) or call.request_id
+    return Meta(actor=call.caller.uid, request_id=request_id, traceparent=call.traceparent)
+
+
+def answer_position(context: Context, journal: str, position: int) -> None:
+    """Tell the caller which position holds what it did, so that it can read its own write."""
+    _call(context).trailing.append(("fermion-position", f"{journal}={position}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the interceptor asks: who may call, and how far this process has read."""
+
+    callers: Callers
+    rules: Mapping[str, projects.Access]
+    # Of each gRPC service: the journals that its service reads, and how to wait for a position.
+    reads: Mapping[str, Mapping[str, Sequence[Reached]]]
+    metrics: Metrics
+    validator: Validator = field(default_factory=Validator)
+
+    async def enter(self, method: str, request: Message, context: Context) -> Call:
+        """Let a call in, or raise a refusal."""
+        pairs = context.invocation_metadata() or ()
+        metadata = {
+            str(key): value if isinstance(value, str) else bytes(value).decode(errors="replace")
+            for key, value in pairs
+        }
+        request_id = metadata.get("x-request-id", "")[:100] or str(uuid.uuid4())
+        REQUEST_ID.set(request_id)
+        call = Call(context, method, NOBODY, request_id, metadata, current_traceparent(metadata))
+        call.caller = self.callers.authenticate(metadata.get("authorization"))
+        await self._wait(method, metadata.get("fermion-after", ""))
+        rule = self.rules.get(method)
+        if rule is None:
+            raise Missing("METHOD_UNKNOWN", f"There is no call {method}.", method=method)
+        if rule.platform != projects.PLATFORM_ROLE_ANONYMOUS:
+            call.caller = self.callers.recognise(call.caller)
+        # What is not a name cannot be allowed or denied: the shape of the request comes first,
+        # but nobody who is not known learns anything from it.
+        if call.caller.kind != "anonymous":
+            self._validate(request)
+        self.callers.authorise(call.caller, rule, request)
+        if call.caller.kind == "anonymous":
+            self._validate(request)
+        return call
+
+    def _validate(self, request: Message) -> None:
+        violations = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
+        violations += [
+            Violation(_path(found), f"{found.proto.message}", found.proto.rule_id)
+            for found in self.validator.collect_violations(request)
+        ]
+        if violations:
+            first = violations[0]
+            more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+            value = _value(request, first.field)
+            shown = f" is {value!r}: it" if value else ""
+            raise Invalid(
+                "FIELD_INVALID",
+                f"{first.field or 'The request'}{shown} {first.description}{more}.",
+                violations=tuple(violations),
+                next_step="Correct the fields named in the details.",
+                field=first.field,
+                value=value,
+                rule=first.rule,
+            )
+
+    async def _wait(self, method: str, after: str) -> None:
+        """Wait until this process has read what the caller has seen elsewhere."""
+        if not after:
+            return
+        service = method.split("/")[1]
+        for part in after.split(","):
+            journal, _, text = part.strip().partition("=")
+            if not text.isdigit():
+                raise Invalid(
+                    "POSITION_INVALID",
+                    f"fermion-after is {after!r}.",
+                    violations=(Violation("fermion-after", "must be journal=position[,…]"),),
+                    next_step="Send back what `fermion-position` said.",
+                )
+            for reached in self.reads.get(service, {}).get(journal, ()):
+                if not await reached(int(text), BEHIND_SECONDS_MAX):
+                    raise Unavailable(
+                        "READ_BEHIND",
+                        f"This process has not yet read {journal} up to {text}.",
+                        next_step="Send the same request again in a moment.",
+                        journal=journal,
+                        position=text,
+                    )
+
+
+class Gatekeeper(grpc.aio.ServerInterceptor):
+    """Puts the door in front of every call, and turns what is raised into statuses that speak."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith(OPEN):
+            return handler
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        raise AssertionError(f"{method}: calls with a stream of requests have no door yet")
+
+    def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
+        async def answer(request: Message, context: Context) -> Message:
+            began, code = time.perf_counter(), "OK"
+            call: Call | None = None
+            try:
+                call = await self._door.enter(method, request, context)
+                async with asyncio.timeout(_seconds(context)):
+                    response: Message = await behavior(request, call)
+                context.set_trailing_metadata((("x-request-id", call.request_id), *call.trailing))
+                return response
+            except Exception as error:
+                status = _status(error, method)
+                code = _code_name(status)
+                await context.abort_with_status(rpc_status.to_status(status))
+                raise AssertionError("abort has raised") from error
+            finally:
+                self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
+
+        return answer
+
+    def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
+        async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
+            began, code = time.perf_counter(), "OK"
+            try:
+                call = await self._door.enter(method, request, context)
+                # Sent at once, so that a watcher knows that it watches before anything changes.
+                await context.send_initial_metadata((("x-request-id", call.request_id),))
+                async for response in behavior(request, call):
+                    yield response
+            except Exception as error:
+                status = _status(error, method)
+                code = _code_name(status)
+                await context.abort_with_status(rpc_status.to_status(status))
+            finally:
+                self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
+
+        return answer
+
+
+class Server:
+    """One gRPC server for all of a process's services, dispatched by their names."""
+
+    def __init__(self, door: Door, mounts: Iterable[Mount], listen: str, traced: bool) -> None:
+        self._health = health.aio.HealthServicer()
+        interceptors: list[grpc.aio.ServerInterceptor] = [Gatekeeper(door)]
+        if traced:
+            interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ],
+        )
+        self.names: list[str] = []
+        for mount in mounts:
+            mount.add(mount.servicer, self._server)
+            self.names.append(mount.service_name)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*self.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        try:
+            self.port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise Refused(
+                "LISTEN_FAILED",
+                f"The server cannot listen on {listen} ({error}).",
+                next_step="Is another program there? Say another address in FERMION_LISTEN.",
+                listen=listen,
+            ) from error
+
+    async def start(self) -> None:
+        """Open the port and say that every service is there."""
+        await self._server.start()
+        await self.tell(health_pb2.HealthCheckResponse.SERVING)
+
+    async def tell(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        """Say of every service, and of the whole, that it serves or does not."""
+        for name in ("", *self.names):
+            await self._health.set(name, status)
+
+    async def stop(self, grace: float) -> None:
+        """Say that nothing serves, let running calls end, close."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+
+def door(
+    callers: Callers,
+    mounts: Sequence[Mount],
+    reads: Mapping[str, Mapping[str, Sequence[Reached]]],
+    metrics: Metrics,
+) -> Door:
+    """Make the door of a process; an RPC without an access rule is refused here, at start."""
+    return Door(callers, rules(mount.service_name for mount in mounts), reads, metrics)
+
+
+def to_status(refusal: Refused) -> status_pb2.Status:
+    """Write a refusal as canonical code, reason, field violations and what to do next."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(
+            reason=refusal.reason,
+            domain=DOMAIN,
+            metadata={
+                **refusal.arguments,
+                **({"next_step": refusal.next_step} if refusal.next_step else {}),
+            },
+        )
+    ]
+    if refusal.violations:
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=found.field, description=found.description, reason=found.rule
+                    )
+                    for found in refusal.violations
+                ]
+            )
+        )
+    if isinstance(refusal, Unavailable | Exhausted):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(refusal.retry_seconds * 1000))
+        details.append(retry)
+    details.append(error_details_pb2.RequestInfo(request_id=REQUEST_ID.get()))
+    return status_pb2.Status(
+        code=_codes[refusal.code].value[0],
+        message=refusal.message,
+        details=[_packed(detail) for detail in details],
+    )
+
+
+def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
+    """Find strings that hold U+0000, which PostgreSQL cannot store and would fail a whole batch for."""
+    for one, value in message.ListFields():
+        where = f"{path}.{one.name}" if path else one.name
+        if one.type == FieldDescriptor.TYPE_BYTES:
+            continue
+        if one.message_type is not None and one.message_type.GetOptions().map_entry:
+            for key, entry in value.items():
+                if "\0" in f"{key}" or "\0" in f"{entry}":
+                    yield Violation(f"{where}[{key!r}]", "must not hold the character U+0000")
+            continue
+        for place, item in enumerate(value if one.is_repeated else (value,)):
+            named = f"{where}[{place}]" if one.is_repeated else where
+            if isinstance(item, Message):
+                yield from nul_fields(item, named)
+            elif isinstance(item, str) and "\0" in item:
+                yield Violation(named, "must not hold the character U+0000")
+
+
+def _seconds(context: Context) -> float | None:
+    """How long a unary call may take: as the caller said, else a bound of ours."""
+    return UNARY_SECONDS_MAX if context.time_remaining() is None else None
+
+
+def _status(error: Exception, method: str) -> status_pb2.Status:
+    if isinstance(error, Refused):
+        return to_status(error)
+    if isinstance(error, TimeoutError):
+        refusal = Refused(
+            "DEADLINE_EXCEEDED",
+            f"The call took longer than {UNARY_SECONDS_MAX:.0f} s.",
+            next_step="Send the same request again with the same request_id.",
+        )
+        status = to_status(refusal)
+        status.code = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        return status
+    _log.error("%s failed", method, exc_info=error)
+    status = to_status(
+        Refused(
+            "INTERNAL",
+            "Something went wrong here that should not have.",
+            next_step="Tell an operator the request id; the log has it.",
+        )
+    )
+    status.code = grpc.StatusCode.INTERNAL.value[0]
+    return status
+
+
+def _code_name(status: status_pb2.Status) -> str:
+    return next(name for name, code in _codes.items() if code.value[0] == status.code)
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _path(violation: Any) -> str:
+    """Write the field path of a violation as `instance.spec.ports[0].name`."""
+    parts: list[str] = []
+    found = violation.proto.field
+    for element in found.elements if found is not None else ():
+        text = element.field_name
+        subscript = element.subscript
+        if subscript is not None:
+            text += f"[{subscript.value!r}]"
+        parts.append(text)
+    return ".".join(parts)
+
+
+def _value(request: Message, path: str) -> str:
+    """The offending value, where it is a plain one and short enough to be shown."""
+    found: object = request
+    for name in path.split("."):
+        if "[" in name or not isinstance(found, Message):
+            return ""
+        found = getattr(found, name, "")
+    return "" if isinstance(found, Message) else str(found)[:200]

@@ -1,0 +1,71 @@
+"""What a service hands to the chassis, and what it gets from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.descriptor import FileDescriptor
+
+from chassis.callers import Callers
+from chassis.clock import Clock
+from chassis.journal import Book, Journal
+from chassis.keys import SigningKey
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.readers import Consumer, Folder
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel(Generic[Settings]):
+    """Everything that a service stands on; handed to its `wire`."""
+
+    service: str
+    journal: Journal
+    database: Database
+    queries: Queries
+    clock: Clock
+    callers: Callers
+    settings: Settings
+    book: Book
+    # The platform's private key; only where the settings name its file.
+    signing_key: SigningKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One gRPC service: its full name, how it is added to a server, and what answers it."""
+
+    service_name: str
+    add: Callable[[Any, Any], None]
+    servicer: object
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """What a service is made of."""
+
+    servicers: tuple[Mount, ...]
+    consumers: tuple[Consumer | Folder, ...] = ()
+    # Runs once the journal is open and before anybody is served; again at every start.
+    begin: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One service as the TARGETS table has it."""
+
+    name: str
+    # Holds queries.sql, migrations/rows (the read model) and, where there is one, migrations/state.
+    folder: Path
+    # Files whose messages its journal stores.
+    events: tuple[FileDescriptor, ...]
+    # Services whose journals it reads.
+    reads: tuple[str, ...]
+    settings: type[Any]
+    book: Book
+    wire: Callable[[Kernel[Any]], Wired]

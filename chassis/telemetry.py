@@ -1,0 +1,206 @@
+"""What a process says of itself: logs with request and trace ids, spans, and metrics on a port."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from chassis.config import Common
+from chassis.refusals import Invalid, Violation
+
+# The request that is being answered; logs carry it, nothing decides on it.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record with time, place, request and trace."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        request, span = REQUEST_ID.get(), trace.get_current_span().get_span_context()
+        if request:
+            line["request_id"] = request
+        if span.is_valid:
+            line["trace_id"] = f"{span.trace_id:032x}"
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record with time, place and request."""
+        moment = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+        request = REQUEST_ID.get()
+        tail = f"  [{request}]" if request else ""
+        text = f"{moment} {record.levelname:<7} {record.name}: {record.getMessage()}{tail}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def start_logs(settings: Common) -> None:
+    """Send logs to standard error in the format that was asked for."""
+    if settings.log_format not in ("json", "console"):
+        raise _setting("FERMION_LOG_FORMAT", settings.log_format, "must be json or console")
+    if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        rule = "must be DEBUG, INFO, WARNING or ERROR"
+        raise _setting("FERMION_LOG_LEVEL", settings.log_level, rule)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+
+
+def start_traces(settings: Common, name: str, exporter: SpanExporter | None = None) -> bool:
+    """Send spans where the settings say (or to an exporter given by a test); False where nowhere."""
+    match settings.traces:
+        case "none":
+            if exporter is None:
+                return False
+        case "console":
+            exporter = exporter or ConsoleSpanExporter()
+        case "otlp":
+            exporter = exporter or OTLPSpanExporter(settings.otlp_endpoint, insecure=True)
+        case other:
+            raise _setting("FERMION_TRACES", other, "must be none, console or otlp")
+    assert exporter is not None
+    provider = TracerProvider(resource=Resource.create({"service.name": f"fermion-{name}"}))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    AsyncPGInstrumentor().instrument()  # type: ignore[no-untyped-call]  # its own fault
+    return True
+
+
+def current_traceparent(metadata: Mapping[str, str]) -> str:
+    """The W3C trace context of this call: its span's, else the caller's, else a new one."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    found = carrier.get("traceparent") or metadata.get("traceparent")
+    return found or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+def linked_span(name: str, traceparent: str, attributes: Mapping[str, str]) -> trace.Span:
+    """Begin a span below the one that a fact was said in."""
+    context = propagate.extract({"traceparent": traceparent})
+    return trace.get_tracer("fermion").start_span(name, context, attributes=dict(attributes))
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One figure that is read when it is asked for."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[], Iterable[tuple[tuple[str, ...], float]]]
+
+
+class _Gauges(Collector):
+    def __init__(self, gauges: list[Gauge]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        for gauge in self._gauges:
+            family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
+            for labels, value in gauge.read():
+                family.add_metric(labels, value)
+            yield family
+
+
+class Metrics:
+    """Counters of a process, and the gauges that its parts register."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._gauges: list[Gauge] = []
+        self.registry.register(_Gauges(self._gauges))
+        self.calls = Histogram(
+            "fermion_rpc_seconds",
+            "Time to answer a call.",
+            ("method", "code"),
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
+        )
+        self.commands = Counter(
+            "fermion_journal_commands", "Commands committed.", ("journal",), registry=self.registry
+        )
+        self.facts = Counter(
+            "fermion_journal_facts", "Facts committed.", ("journal",), registry=self.registry
+        )
+        self.batches = Histogram(
+            "fermion_journal_batch_commands",
+            "Commands in one transaction.",
+            ("journal",),
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        )
+
+    def gauge(self, gauge: Gauge) -> None:
+        """Show a figure from now on."""
+        self._gauges.append(gauge)
+
+    def journal(self, name: str) -> JournalMetrics:
+        """What one journal's committer counts into."""
+        return JournalMetrics(self, name)
+
+    def serve(self, listen: str) -> Callable[[], None]:
+        """Serve the figures over HTTP; returns what stops it."""
+        host, _, port = listen.rpartition(":")
+        if not port.isdigit():
+            raise _setting("FERMION_METRICS_LISTEN", listen, "must be host:port")
+        server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            thread.join()
+
+        return stop
+
+
+@dataclass(frozen=True, slots=True)
+class JournalMetrics:
+    """Counts one journal's commits."""
+
+    metrics: Metrics
+    journal: str
+
+    def committed(self, commands: int, facts: int, waiting: int) -> None:
+        """One batch is durable."""
+        del waiting
+        self.metrics.commands.labels(self.journal).inc(commands)
+        self.metrics.facts.labels(self.journal).inc(facts)
+        self.metrics.batches.labels(self.journal).observe(commands)
+
+
+def _setting(variable: str, value: str, rule: str) -> Invalid:
+    return Invalid(
+        "SETTING_INVALID",
+        f"{variable} is {value!r}; it {rule}.",
+        violations=(Violation(variable, rule),),
+        next_step="Run `python -m services config` for all settings and their defaults.",
+        variable=variable,
+        value=value,
+    )

@@ -1,0 +1,53 @@
+"""
+Run the platform, or a part of it.
+
+    python -m services all                     every service in this process
+    python -m services instances scheduler     some of them
+    python -m services up [--split]            the embedded start: PostgreSQL, NATS and services
+    python -m services down                    stop an embedded start
+    python -m services config                  every setting, explained
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+from chassis import config, process
+from chassis.config import Common
+from services import supervisor
+from services.serve import TARGETS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the first word says; the exit code."""
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(__doc__)
+            return 0 if arguments else 2
+        case ["config"]:
+            print(config.table({"every process": Common, **_settings()}))
+            return 0
+        case ["up", *rest]:
+            return supervisor.up(rest)
+        case ["down", *rest]:
+            return supervisor.down(rest)
+        case ["all"]:
+            return process.main(TARGETS, list(TARGETS))
+    for name in arguments:
+        if name not in TARGETS:
+            known = [*TARGETS, "all", "up", "down", "config"]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            print(f"error: There is no service {name!r}; there are {', '.join(known)}.{hint}")
+            return 2
+    return process.main(TARGETS, arguments)
+
+
+def _settings() -> dict[str, type[object]]:
+    return {name: target.settings for name, target in TARGETS.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
