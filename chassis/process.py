@@ -168,7 +168,7 @@ class Process:
         database, folder = part.database, part.target.folder / "migrations"
         await migrate(database, KERNEL_MIGRATIONS, database.schema)
         if (folder / "state").is_dir():
-            await migrate(database, folder / "state", f"{database.schema}_state")
+            await migrate(database, folder / "state", database.schema)
         await migrate(database, folder / "rows", database.rows_schema)
         await database.open(pool_size=self.common.pool_size)
 

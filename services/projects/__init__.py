@@ -1,0 +1,1 @@
+"""Projects, the people in them, their roles, tokens, and the keys that tokens are checked with."""
