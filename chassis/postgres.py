@@ -139,3 +139,17 @@ class Database:
             "application_name": f"fermion {self.service} {purpose}",
             "timezone": "UTC",
         }
+
+
+async def create_database(dsn: str, name: str) -> None:
+    """Make a database where there is none of that name; two at once do no harm."""
+    try:
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX)
+        try:
+            await connection.execute(f'CREATE DATABASE "{name}"')
+        except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
+            return
+        finally:
+            await connection.close()
+    except LOST as error:
+        raise unavailable(error) from error

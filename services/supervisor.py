@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import psutil
 
 from chassis.embedded import Home, Keys, Nats, Postgres, default_home, free_port, spawn
 from chassis.keys import write_private
+from chassis.postgres import create_database
 from chassis.refusals import Refused
 from services.serve import TARGETS
 
@@ -95,6 +97,7 @@ class Supervisor:
             signal.signal(number, self._drain)
         try:
             self._begin("postgres", self.postgres)
+            asyncio.run(create_database(self.postgres.dsn_of("postgres"), "fermion"))
             self._begin("nats", self.nats)
             for service in self.services:
                 service.start()

@@ -1,0 +1,1 @@
+"""Development environments: created, started, stopped, restarted, changed, deleted."""

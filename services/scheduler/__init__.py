@@ -1,0 +1,1 @@
+"""The queue: what was declared, what it waits for, and its admission."""
