@@ -1,0 +1,23 @@
+"""Fermion's Python client: `import fermion; fermion.Client().instances.list("my-project")`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fermion.client import Client
+    from fermion.errors import Error
+
+__all__ = ["Client", "Error", "__version__"]
+__version__ = "0.1.0.dev0"
+
+# Loaded when they are asked for, so that `fermion --help` need not load gRPC.
+_HOMES = {"Client": "fermion.client", "Error": "fermion.errors"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+        return found
+    raise AttributeError(f"module 'fermion' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m fermion.cli` is `fermion`."""
+
+from fermion.cli import main
+
+main()
