@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
-
-import fermion
+SUMMARY = "Dev instances, training jobs and inference services, billed by what really ran."
 
 EXIT_CODES = """
 Exit codes: 0 ok, 1 failed, 2 wrong usage or input, 3 not found, 4 not allowed, 5 conflict or wrong
 state, 6 timeout or unreachable, 7 workload failed, 130 detached by Ctrl-C.
 """
 
-app = App(
-    name="fermion",
-    help="Dev instances, training jobs and inference services, billed by what really ran.",
-    help_epilogue=EXIT_CODES,
-    version=fermion.__version__,
-)
 
 # Group, where it lives, what it does.
 COMMANDS = (
@@ -43,9 +35,6 @@ COMMANDS = (
     ("journal", "fermion.cli.operate:journal", "Journals: rebuild, parked facts, readers."),
 )
 
-for _name, _home, _help in COMMANDS:
-    app.command(_home, name=_name, help=_help)
-
 
 def main() -> None:
     """Run one command; the exit code says how it went."""
@@ -53,60 +42,18 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command and answer its exit code; nothing but `--debug` shows a traceback."""
-    debug = "--debug" in words
-    try:
-        found = app(
-            [word for word in words if word != "--debug"],
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
-    except CycloptsError as error:
-        return _usage(error, words)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
+    """Print the help at once, or load the parser and run one command."""
+    if list(words) in ([], ["--help"], ["-h"], ["help"]):
+        print(overview())
         return 0
-    except Exception as error:
-        if debug:
-            raise
-        return _say(error)
-    return found if isinstance(found, int) else 0
+    found: int = importlib.import_module("fermion.cli.app").run(words)
+    return found
 
 
-def _usage(error: CycloptsError, words: Sequence[str]) -> int:
-    message = str(error).strip() or type(error).__name__
-    print(f"error: {message}", file=sys.stderr)
-    if words and not words[0].startswith("-"):
-        names = [name for name, _, _ in COMMANDS]
-        if words[0] not in names:
-            near = difflib.get_close_matches(words[0], names, 1)
-            if near and near[0] not in message:
-                print(f"Did you mean: fermion {near[0]}?", file=sys.stderr)
-    print(f"Try: fermion {_known(words)}--help", file=sys.stderr)
-    return 2
-
-
-def _known(words: Sequence[str]) -> str:
-    names = {name for name, _, _ in COMMANDS}
-    return f"{words[0]} " if words and words[0] in names else ""
-
-
-def _say(error: Exception) -> int:
-    """Write what went wrong for people: message, fields, next step, request id."""
-    message = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
-    print(f"error: {message}", file=sys.stderr)
-    for field, description in getattr(error, "violations", ()):
-        print(f"  {field or 'request'}: {description}", file=sys.stderr)
-    next_step = getattr(error, "next_step", "")
-    if next_step:
-        print(f"  what to do: {next_step}", file=sys.stderr)
-    reason, request_id = getattr(error, "reason", ""), getattr(error, "request_id", "")
-    if reason:
-        tail = f"  request id: {request_id}" if request_id else ""
-        print(f"  reason: {reason}{tail}", file=sys.stderr)
-    code = getattr(error, "exit_code", 1)
-    return code if isinstance(code, int) else 1
+def overview() -> str:
+    """Every command with what it does."""
+    width = max(len(name) for name, _, _ in COMMANDS)
+    lines = [f"Usage: fermion COMMAND\n\n{SUMMARY}\n\nCommands:"]
+    lines += [f"  {name:<{width}}  {doc}" for name, _, doc in COMMANDS]
+    lines.append("\n`fermion COMMAND --help` tells more; `fermion --version` the version.")
+    return "\n".join(lines) + "\n" + EXIT_CODES.rstrip()

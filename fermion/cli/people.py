@@ -50,8 +50,10 @@ def whoami(*, options: Options = Options()) -> None:
                 f"{show.short(found.user.name)} ({_platform_role(found.user.platform_role)}) "
                 f"at {client.context.address}, context {client.context.name}"
             ]
-            for member in found.memberships:
-                lines.append(f"  {member.name.split('/')[1]}: {_role(member.role)}")
+            lines += [
+                f"  {member.name.split('/')[1]}: {_role(member.role)}"
+                for member in found.memberships
+            ]
             return "\n".join(lines)
 
         show.one(found, options.output, text)
