@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import assert_never, cast
+from typing import Final, assert_never, cast
 
 from chassis.envelope import Recorded
 from chassis.journal import Write
@@ -12,6 +12,9 @@ from chassis.postgres import Record
 from fermion.api.projects import v1 as api
 from services.projects import aggregate
 from services.projects.aggregate import Fact, Project, Token, User
+
+# A user or a project that goes takes many rows along, so writes to members keep the order of all.
+MEMBERS: Final = "members"
 
 
 def project(record: Recorded) -> Sequence[Write]:
@@ -27,7 +30,7 @@ def project(record: Recorded) -> Sequence[Write]:
         case api.UserDeleted():
             return [
                 Write("remove_account", fact.uid, (fact.uid,)),
-                Write("remove_memberships", f"memberships {fact.uid}", (fact.uid,)),
+                Write("remove_memberships", MEMBERS, (fact.uid,)),
             ]
         case api.ProjectCreated():
             return _write("add_project", fact.uid, fact.project, *_spec(fact.spec), at)
@@ -40,7 +43,7 @@ def project(record: Recorded) -> Sequence[Write]:
         case api.ProjectDeleted():
             return [
                 Write("remove_project", fact.uid, (fact.uid,)),
-                Write("remove_members", f"members {fact.uid}", (fact.uid,)),
+                Write("remove_members", MEMBERS, (fact.uid,)),
             ]
         case api.MemberSet():
             return _member(
@@ -134,8 +137,7 @@ def _write(statement: str, key: str, *arguments: object) -> list[Write]:
 
 
 def _member(statement: str, project_uid: str, user_uid: str, *arguments: object) -> list[Write]:
-    row = f"{project_uid} {user_uid}"
-    return [Write(statement, row, (project_uid, user_uid, *arguments))]
+    return [Write(statement, MEMBERS, (project_uid, user_uid, *arguments))]
 
 
 def _spec(spec: api.Project) -> tuple[str, str, str]:

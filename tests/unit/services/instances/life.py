@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import strategies as st
 
 from chassis import ids
+from chassis.refusals import Refused
 from fermion.api.instances import v1 as api
 from fermion.api.workload import v1 as workload
 from services.instances import aggregate
@@ -111,12 +112,26 @@ class Life:
         return self
 
 
-ATTEMPTS = st.integers(0, 4)
+def reported(decide: Callable[..., Sequence[Fact]], offset: int, code: str) -> Decide:
+    """Report about the attempt that is present when it is made, or one that is so many away."""
+    about: list[int] = []
+
+    def report(now: Situation) -> Sequence[Fact]:
+        # Made again it is the same report, whatever the present attempt is by then.
+        about.append(now.instance.attempt + offset)
+        return decide(now, attempt=about[0], reason=workload.Reason(code=code))
+
+    return report
+
+
 CODES = st.sampled_from(["NO_CLUSTER", "QUOTA", "WITHDRAWN", "IMPOSSIBLE"])
-REPORTS: st.SearchStrategy[Decide] = st.one_of(
-    st.builds(queued, ATTEMPTS, CODES), st.builds(refused, ATTEMPTS, CODES), st.just(wind_down)
-)
-CHANGES = st.sampled_from(
+REPORTS: st.SearchStrategy[Decide] = st.builds(
+    reported,
+    st.sampled_from([aggregate.queue, aggregate.refuse]),
+    st.sampled_from([0, 0, 0, 0, -1, 1]),
+    CODES,
+) | st.just(wind_down)
+CHANGES: st.SearchStrategy[Decide] = st.sampled_from(
     [
         change(api.Instance(labels={"team": "speech"}), "labels"),
         change(api.Instance(labels={}), "labels"),
@@ -125,7 +140,35 @@ CHANGES = st.sampled_from(
         change(asked(max_duration=Duration(seconds=3600)), "spec.max_duration"),
     ]
 )
-DECISIONS: st.SearchStrategy[Decide] = st.one_of(
-    st.sampled_from([create(), start, stop, restart]), CHANGES, REPORTS
+DECISIONS: st.SearchStrategy[Decide] = (
+    st.sampled_from([create(), start, stop, restart]) | CHANGES | REPORTS | REPORTS
 )
 RARE: st.SearchStrategy[Decide] = st.sampled_from([delete, clear_away])
+
+
+def play(decisions: Sequence[Decide], close_after: int) -> Life:
+    """Take decisions as far as they are allowed; the project is closed on the way."""
+    life = Life()
+    for place, decide in enumerate(decisions):
+        try:
+            life.do(decide)
+        except Refused:
+            continue
+        if place == close_after:
+            life.close()
+    return life
+
+
+def _told(before: list[Decide], after: list[Decide], close_after: int, vacated: bool) -> Life:
+    life = play([*before, create(), *after], close_after)
+    return life.vacate() if vacated and not life.now.instance.lives else life
+
+
+# Lives from before the creation to some time after it; one in three has its project closed.
+HISTORIES: st.SearchStrategy[Life] = st.builds(
+    _told,
+    st.lists(DECISIONS, max_size=2),
+    st.lists(DECISIONS, max_size=15) | st.lists(DECISIONS | RARE, max_size=15),
+    st.integers(0, 45),
+    st.booleans(),
+)

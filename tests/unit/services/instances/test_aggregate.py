@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chassis import ids
@@ -15,6 +13,7 @@ from chassis.refusals import Conflict, Invalid, Missing, Refused
 from fermion.api.instances import v1 as api
 from fermion.api.workload import v1 as workload
 from services.instances import aggregate
+from services.instances import template as templates
 from services.instances.aggregate import Instance
 from services.instances.config import GB, Settings
 from tests.unit.services.history import NOON, names
@@ -22,6 +21,7 @@ from tests.unit.services.instances.life import (
     ADA,
     CODES,
     DECISIONS,
+    HISTORIES,
     NAME,
     NOTEBOOK,
     POLICY,
@@ -303,6 +303,12 @@ def test_a_custom_instance_needs_an_image_or_a_command() -> None:
     assert create(custom(command=["sh"]))(now)
 
 
+def test_a_kind_is_needed() -> None:
+    with pytest.raises(Invalid) as refusal:
+        create(api.Instance())(aggregate.Situation(Instance()))
+    assert [v.field for v in refusal.value.violations] == ["instance.spec.kind"]
+
+
 def test_a_template_of_another_kind_is_refused() -> None:
     wanted = asked()
     wanted.spec.kind = api.KIND_TRAINING
@@ -346,9 +352,9 @@ def test_labels_of_what_has_stopped_concern_no_workload() -> None:
 
 def test_a_changed_spec_waits_for_the_next_start_of_what_lives() -> None:
     life = Life().do(create(), queued(1), change(asked(image="two"), "spec.image"))
-    assert life.shown.status.pending_restart
-    life.do(restart, refused(1))
-    assert not life.shown.status.pending_restart
+    waits = life.shown.status.pending_restart
+    follows = life.do(restart, refused(1)).shown.status.pending_restart
+    assert (waits, follows) == (True, False)
     declared = life.history.records[-1].message
     assert isinstance(declared, workload.WorkloadDeclared)
     assert declared.workload.groups[0].image.repository == "two"
@@ -511,24 +517,25 @@ def test_what_is_left_in_a_deleted_project_goes() -> None:
 # What holds for every history.
 
 
-def play(decisions: Sequence[Decide], close_after: int) -> Life:
-    """Take decisions as far as they are allowed; the project is closed on the way."""
-    life = Life()
-    for place, decide in enumerate(decisions):
-        try:
-            life.do(decide)
-        except Refused:
-            continue
-        if place == close_after:
-            life.close()
-    return life
+def test_the_histories_of_these_tests_reach_every_state() -> None:
+    seen: set[STATUS] = set()
 
+    @settings(max_examples=300, database=None, derandomize=True)
+    @given(HISTORIES)
+    def look(life: Life) -> None:
+        if life.now.instance.uid:
+            seen.add(status(life))
 
-HISTORIES = st.builds(
-    play,
-    st.lists(st.one_of(DECISIONS, DECISIONS, DECISIONS, RARE), max_size=25),
-    st.integers(0, 60),
-)
+    look()
+    assert seen == {
+        ("PENDING", "DECLARED", "RUNNING"),
+        ("PENDING", "QUEUED", "RUNNING"),
+        ("STOPPING", "UNSPECIFIED", "STOPPED"),
+        ("STOPPING", "RESTARTING", "RUNNING"),
+        ("STOPPING", "DELETING", "STOPPED"),
+        ("STOPPED", "UNSPECIFIED", "STOPPED"),
+        ("FAILED", "UNSPECIFIED", "STOPPED"),
+    }
 
 
 @given(HISTORIES, st.one_of(DECISIONS, RARE))
@@ -581,5 +588,72 @@ def test_evolve_takes_any_facts_in_any_order(life: Life, random: object) -> None
     assert aggregate.view(instance).etag == str(instance.generation)
 
 
+def test_bounds_that_allow_nothing_are_refused_at_the_start() -> None:
+    with pytest.raises(Invalid) as refusal:
+        Settings(cpu_milli_min=9000, cpu_milli_max=8000)
+    assert refusal.value.arguments["variable"] == "FERMION_INSTANCES_CPU_MIN"
+
+
 def test_the_policy_of_these_tests_is_the_guides() -> None:
     assert (POLICY.cpu_milli_min, POLICY.gpu_milli_max) == (4000, 8000)
+
+
+# Templates.
+
+
+def test_a_template_is_added_only_where_that_is_allowed() -> None:
+    with pytest.raises(Missing):
+        templates.change(None, asked=NOTEBOOK, policy=POLICY, allow_missing=False)
+    (added,) = templates.change(None, asked=NOTEBOOK, policy=POLICY, allow_missing=True)
+    assert (added.template.generation, added.template.etag) == (1, "1")
+
+
+def test_a_template_that_says_the_same_is_not_said_again() -> None:
+    (added,) = templates.change(None, asked=NOTEBOOK, policy=POLICY, allow_missing=True)
+    again = templates.change(added.template, asked=NOTEBOOK, policy=POLICY, allow_missing=False)
+    assert again == []
+
+
+def test_a_changed_template_has_the_next_generation() -> None:
+    (added,) = templates.change(None, asked=NOTEBOOK, policy=POLICY, allow_missing=True)
+    wanted = api.Template()
+    wanted.CopyFrom(NOTEBOOK)
+    wanted.hidden = True
+    (changed,) = templates.change(added.template, asked=wanted, policy=POLICY, allow_missing=False)
+    assert changed.template.etag == "2"
+    with pytest.raises(Conflict):
+        templates.change(
+            changed.template, asked=NOTEBOOK, policy=POLICY, allow_missing=False, etag="1"
+        )
+
+
+def test_a_template_may_leave_open_what_it_must_not_exceed() -> None:
+    wanted = api.Template(name="templates/x", kind=api.KIND_CUSTOM)
+    assert templates.change(None, asked=wanted, policy=POLICY, allow_missing=True)
+    wanted.spec.resources.cpu_milli = 1
+    with pytest.raises(Invalid) as refusal:
+        templates.change(None, asked=wanted, policy=POLICY, allow_missing=True)
+    assert refusal.value.violations[0].field == "template.spec.resources.cpu_milli"
+
+
+def test_a_probe_asks_a_port_that_is_there() -> None:
+    wanted = api.Template(name="templates/x", kind=api.KIND_CUSTOM)
+    wanted.spec.probes.readiness.port = "web"
+    with pytest.raises(Invalid) as refusal:
+        templates.change(None, asked=wanted, policy=POLICY, allow_missing=True)
+    assert refusal.value.violations[0].field == "template.spec.probes.readiness.port"
+
+
+def test_the_first_templates_are_within_the_bounds_and_stated_once() -> None:
+    for template in templates.first(POLICY):
+        (offered,) = templates.offer(None, template=template)
+        assert templates.offer(offered.template, template=template) == []
+        change = templates.change(None, asked=template, policy=POLICY, allow_missing=True)
+        assert change == [offered]
+
+
+@pytest.mark.parametrize("kind", [api.KIND_TRAINING, api.KIND_INFERENCE, api.KIND_NOTEBOOK])
+def test_each_pre_configured_kind_needs_nothing_but_its_kind(kind: api.Kind.ValueType) -> None:
+    template = next(t for t in templates.first(POLICY) if t.kind == kind)
+    wanted = api.Instance(spec=api.Spec(kind=kind))
+    assert create(wanted)(aggregate.Situation(Instance(), template=template))

@@ -1,0 +1,221 @@
+"""
+Kill everything at random moments under load, and count.
+
+The client's own ledger of acknowledged calls is compared with the journal, the readers with their
+rebuild from zero, and the audit with itself. `FERMION_CHAOS_SEED` replays a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import psutil
+
+from fermion.api.instances import v1 as instances
+from fermion.api.instances.v1 import service_pb2_grpc
+from tests.stage import Stage, staged, until
+
+CALLERS = 24
+KILLS_OF_EACH = 3
+PROJECT = "storm"
+CALL_SECONDS_MAX = 120.0
+AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+@dataclass
+class Ledger:
+    """What the client asked, and what it was told."""
+
+    created: set[str] = field(default_factory=set)
+    stopped: set[str] = field(default_factory=set)
+    in_flight: int = 0
+    retries: int = 0
+    # (what was killed, calls that were in flight then)
+    kills: list[tuple[str, int]] = field(default_factory=list)
+    over: bool = False
+
+
+def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Path) -> None:
+    seed = int(os.environ.get("FERMION_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
+    print(f"FERMION_CHAOS_SEED={seed}")
+    with staged(tmp_path / "home", "--split") as stage:
+        stage.ok("projects", "create", PROJECT)
+        ledger = asyncio.run(storm(stage, random.Random(seed)))
+        settle(stage)
+
+        killed = Counter(what for what, _ in ledger.kills)
+        assert min(killed.values()) >= KILLS_OF_EACH, killed
+        assert set(killed) == {"projects", "instances", "scheduler", "postgres", "nats"}
+        assert all(flying > 0 for _, flying in ledger.kills), ledger.kills
+        assert ledger.retries > 0
+
+        history = stage.ok("events", "list", "-p", PROJECT, "-o", "json").json()
+        assert isinstance(history, list)
+        kinds: dict[str, Counter[str]] = {}
+        for fact in history:
+            kind = str(fact["type"]).rsplit(".", 1)[-1]
+            about = fact["data"].get("instance") or fact["data"].get("uid") or ""
+            kinds.setdefault(kind, Counter())[about] += 1
+        created = kinds["InstanceCreated"]
+        assert set(created) == ledger.created
+        assert set(created.values()) == {1}
+        # Every attempt was declared once, queued once, and where it was stopped, refused once.
+        assert kinds["WorkloadQueued"].total() == len(ledger.created)
+        assert set(kinds["WorkloadQueued"].values()) == {1}
+        assert kinds["WorkloadRefused"].total() == len(ledger.stopped)
+        assert set(kinds["WorkloadRefused"].values()) == {1}
+
+        listed = stage.ok("instances", "list", "-p", PROJECT, "-o", "json").json()
+        assert isinstance(listed, list)
+        states = {str(one["name"]).rsplit("/", 1)[-1]: one["status"]["state"] for one in listed}
+        assert {name for name, state in states.items() if state == "STATE_STOPPED"} == (
+            ledger.stopped
+        )
+
+        stage.audit()
+        for journal in ("projects/0", "instances/0", "scheduler/0"):
+            stage.ok("journal", "rebuild", journal)
+        print(
+            f"{len(ledger.created)} creates, {len(ledger.stopped)} stops, "
+            f"{ledger.retries} retries, {dict(killed)} killed"
+        )
+
+
+def settle(stage: Stage) -> None:
+    """Wait until nobody works any more: every reader has read its journal to the head."""
+
+    def quiet() -> bool:
+        answer = stage.cli("status", "-o", "json")
+        if answer.code != 0:
+            return False
+        journals = answer.json()
+        assert isinstance(journals, list)
+        heads = {one["journal"]: int(one["head"]) for one in journals}
+        positions = [
+            (reader["journal"], int(reader.get("position", 0)))
+            for one in journals
+            for reader in one.get("readers", [])
+        ]
+        return all(position == heads[name] for name, position in positions)
+
+    until(90, quiet, stage.log)
+
+
+async def storm(stage: Stage, dice: random.Random) -> Ledger:
+    """Create and stop from many callers until everything was killed often enough."""
+    ledger = Ledger()
+    token = stage.token
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+    address = stage.address_of("instances")
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stub = service_pb2_grpc.InstanceServiceStub(channel)
+        async with asyncio.TaskGroup() as group:
+            for number in range(CALLERS):
+                # Each caller has its own dice, so that a seed names one order of its calls.
+                own = random.Random(dice.random())
+                group.create_task(work(stub, token, ledger, number, own), name=f"caller {number}")
+            group.create_task(kill(stage, ledger, dice), name="killer")
+    return ledger
+
+
+async def work(
+    stub: service_pb2_grpc.InstanceServiceAsyncStub,
+    token: str,
+    ledger: Ledger,
+    number: int,
+    dice: random.Random,
+) -> None:
+    """Create instance after instance, and stop some of them."""
+    metadata = (("authorization", f"Bearer {token}"),)
+    count = 0
+    while not ledger.over:
+        count += 1
+        name = f"c{number}-{count}"
+        spec = instances.Spec(
+            kind=instances.KIND_CUSTOM,
+            image="host",
+            command=["true"],
+            resources=instances.Resources(cpu_milli=500, memory_bytes=2**29),
+        )
+        create = instances.CreateInstanceRequest(
+            parent=f"projects/{PROJECT}",
+            instance_id=name,
+            request_id=str(uuid.uuid4()),
+            instance=instances.Instance(spec=spec),
+        )
+        await insist(lambda r=create: stub.CreateInstance(r, metadata=metadata, timeout=10), ledger)
+        ledger.created.add(name)
+        if dice.random() < 0.4:
+            stop = instances.StopInstanceRequest(
+                name=f"projects/{PROJECT}/instances/{name}", request_id=str(uuid.uuid4())
+            )
+            await insist(lambda r=stop: stub.StopInstance(r, metadata=metadata, timeout=10), ledger)
+            ledger.stopped.add(name)
+        await asyncio.sleep(dice.random() * 0.1)
+
+
+async def insist(call: object, ledger: Ledger) -> None:
+    """Make one call until it is acknowledged; always the same request."""
+    assert callable(call)
+    deadline = time.monotonic() + CALL_SECONDS_MAX
+    while True:
+        ledger.in_flight += 1
+        try:
+            await call()
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in AGAIN or time.monotonic() > deadline:
+                raise
+            ledger.retries += 1
+        finally:
+            ledger.in_flight -= 1
+        await asyncio.sleep(0.1)
+
+
+async def kill(stage: Stage, ledger: Ledger, dice: random.Random) -> None:
+    """Kill each thing often enough, in an order and at moments that the dice say."""
+    wanted = ["projects", "instances", "scheduler", "postgres", "nats"] * KILLS_OF_EACH
+    dice.shuffle(wanted)
+    try:
+        for what in wanted:
+            await asyncio.sleep(0.3 + dice.random() * 1.2)
+            deadline = time.monotonic() + 30
+            while (victim := find(stage, what)) is None or not ledger.in_flight:
+                assert time.monotonic() < deadline, f"{what} does not come back\n{stage.log()}"
+                await asyncio.sleep(0.02)
+            ledger.kills.append((what, ledger.in_flight))
+            victim.kill()
+    finally:
+        ledger.over = True
+
+
+def find(stage: Stage, what: str) -> psutil.Process | None:
+    """The process of one service, or the first one of a server."""
+    assert stage.process is not None
+    for process in psutil.Process(stage.process.pid).children():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if words[-3:] == ["-m", "services", what]:
+            return process
+        name = Path(words[0]).name if words else ""
+        if (what, name) in (("postgres", "postgres"), ("nats", "nats-server")):
+            return process
+    return None

@@ -1,0 +1,110 @@
+"""Every reason that a caller or a state may show stands in proto/reasons.md, with its sentence."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "proto" / "reasons.md"
+TREES = ("chassis", "services", "fermion")
+GENERATED = ROOT / "fermion" / "api"
+TESTING = ROOT / "chassis" / "testing"
+
+REFUSALS = frozenset(
+    {
+        "Refused",
+        "Missing",
+        "Exists",
+        "Invalid",
+        "Denied",
+        "Unauthenticated",
+        "Conflict",
+        "Expired",
+        "Exhausted",
+        "Unavailable",
+        "OutcomeUnknown",
+    }
+)
+ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]*)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+
+
+def sources() -> Iterator[Path]:
+    for tree in TREES:
+        for path in sorted((ROOT / tree).rglob("*.py")):
+            if GENERATED not in path.parents and TESTING not in path.parents:
+                yield path
+
+
+def owner(path: Path) -> str:
+    """Tell whose a file is: the chassis, one service, what services share, or what users install."""
+    parts = path.relative_to(ROOT).parts
+    return "/".join(parts[:2]) if len(parts) > 2 and parts[0] == "services" else parts[0]
+
+
+def called(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def code_of(call: ast.Call) -> ast.expr | None:
+    """Find the expression that gives a refusal's or a state's reason; None where it is neither."""
+    if called(call) in REFUSALS and call.args:
+        return call.args[0]
+    if called(call) == "Reason":
+        return next((word.value for word in call.keywords if word.arg == "code"), None)
+    return None
+
+
+def given() -> tuple[dict[str, set[str]], list[str]]:
+    """Collect the reasons of the code with their owners, and the places where one is no literal."""
+    found: dict[str, set[str]] = defaultdict(set)
+    hidden: list[str] = []
+    for path in sources():
+        where = owner(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            code = code_of(node) if isinstance(node, ast.Call) else None
+            if code is None:
+                continue
+            if isinstance(code, ast.Constant) and isinstance(code.value, str):
+                found[code.value].add(where)
+            else:
+                hidden.append(f"{path.relative_to(ROOT)}:{code.lineno}")
+    return found, hidden
+
+
+def rows() -> list[tuple[str, str, str]]:
+    return ROW.findall(TABLE.read_text(encoding="utf-8"))
+
+
+def test_every_reason_of_the_code_has_a_row() -> None:
+    found, _ = given()
+    assert set(found) - {reason for reason, _, _ in rows()} == set()
+
+
+def test_no_row_is_stale() -> None:
+    found, _ = given()
+    assert {reason for reason, _, _ in rows()} - set(found) == set()
+
+
+def test_every_row_tells_where_its_reason_is_given() -> None:
+    found, _ = given()
+    told = {reason: set(where.split(", ")) for reason, where, _ in rows()}
+    assert told == {reason: where for reason, where in found.items() if reason in told}
+
+
+def test_the_rows_are_sorted_and_single() -> None:
+    reasons = [reason for reason, _, _ in rows()]
+    assert reasons == sorted(set(reasons))
+
+
+def test_a_reason_is_written_where_it_is_given() -> None:
+    assert given()[1] == []
+
+
+def test_every_reason_reads_as_one() -> None:
+    found, _ = given()
+    assert [reason for reason in found if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,62}", reason)] == []

@@ -1,0 +1,313 @@
+"""Instances from call to call, over gRPC, PostgreSQL and NATS, with all services running."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from fermion.api.instances import v1 as api
+from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
+from fermion.api.projects import v1 as projects
+from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
+from fermion.api.scheduler import v1 as scheduler
+from fermion.api.scheduler.v1.service_pb2_grpc import QueueServiceStub
+from tests.integration.platform import Platform, running, told, until
+from tests.servers import NatsServer
+
+PARENT = "projects/acme"
+NAME = f"{PARENT}/instances/dev-1"
+
+
+class Acme:
+    """One project on a running platform, and the calls that these tests make in it."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.call = platform.call
+        self.refusal = platform.refusal
+        self.instances = InstanceServiceStub(platform.channel)
+        self.projects = ProjectServiceStub(platform.channel)
+        self.queue = QueueServiceStub(platform.channel)
+
+    async def create(
+        self, name: str = "dev-1", request_id: str = "", **spec: object
+    ) -> api.Instance:
+        wanted = api.Spec(kind=api.KIND_NOTEBOOK, **spec)  # type: ignore[arg-type]
+        request = api.CreateInstanceRequest(
+            parent=PARENT,
+            instance_id=name,
+            instance=api.Instance(spec=wanted, labels={"team": "vision"}),
+            request_id=request_id,
+        )
+        return (await self.call(self.instances.CreateInstance, request)).instance
+
+    async def get(self, name: str = NAME) -> api.Instance:
+        request = api.GetInstanceRequest(name=name)
+        return (await self.call(self.instances.GetInstance, request)).instance
+
+    async def becomes(
+        self, state: api.State.ValueType, phase: api.Phase.ValueType = api.PHASE_UNSPECIFIED
+    ) -> api.Instance:
+        return await until(
+            self.get,
+            lambda found: (found.status.state, found.status.phase) == (state, phase),
+            f"did not become {api.State.Name(state)}/{api.Phase.Name(phase)}",
+        )
+
+    async def queued(self) -> api.Instance:
+        return await self.becomes(api.STATE_PENDING, api.PHASE_QUEUED)
+
+    async def is_gone(self, name: str = NAME) -> bool:
+        try:
+            await self.get(name)
+        except grpc.aio.AioRpcError as error:
+            return told(error).reason == "INSTANCE_NOT_FOUND"
+        return False
+
+    async def names(self, **question: object) -> list[str]:
+        request = api.ListInstancesRequest(parent=PARENT, **question)  # type: ignore[arg-type]
+        answer = await self.call(self.instances.ListInstances, request)
+        return [found.name.rsplit("/", 1)[1] for found in answer.instances]
+
+    async def waiting(self) -> list[scheduler.QueuedWorkload]:
+        request = scheduler.ListQueuedWorkloadsRequest(parent=PARENT)
+        return list((await self.call(self.queue.ListQueuedWorkloads, request)).workloads)
+
+
+@pytest.fixture
+async def acme(database: str, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Acme]:
+    async with running(database, nats_server, tmp_path) as platform:
+        acme = Acme(platform)
+        await acme.call(
+            acme.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
+        )
+        yield acme
+
+
+async def test_a_life_from_creation_to_deletion(acme: Acme) -> None:
+    created = await acme.create()
+    assert created.status.state == api.STATE_PENDING
+    queued = await acme.queued()
+    assert queued.status.reason.code == "NO_CLUSTER"
+    assert [found.owner for found in await acme.waiting()] == [NAME]
+
+    await acme.call(acme.instances.StopInstance, api.StopInstanceRequest(name=NAME))
+    await acme.becomes(api.STATE_STOPPED)
+    assert await acme.waiting() == []
+
+    await acme.call(acme.instances.RestartInstance, api.RestartInstanceRequest(name=NAME))
+    assert (await acme.queued()).status.attempt == 2
+    await acme.call(acme.instances.RestartInstance, api.RestartInstanceRequest(name=NAME))
+    third = await until(acme.queued, lambda found: found.status.attempt == 3, "no third attempt")
+    assert [found.workload_uid for found in await acme.waiting()] == [third.status.workload_uid]
+
+    await acme.call(acme.instances.DeleteInstance, api.DeleteInstanceRequest(name=NAME))
+    await until(acme.is_gone, bool, "was not deleted")
+    again = await acme.create()
+    assert again.uid != created.uid
+
+
+async def test_a_repeated_request_is_answered_as_the_first(acme: Acme) -> None:
+    request_id = str(uuid.uuid4())
+    first = await acme.create(request_id=request_id)
+    await acme.queued()
+    assert await acme.create(request_id=request_id) == first
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await acme.create("other", request_id=request_id)
+    assert told(error.value).reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_deletion_asked_for_again_finds_its_answer(acme: Acme) -> None:
+    await acme.create()
+    request = api.DeleteInstanceRequest(name=NAME, request_id=str(uuid.uuid4()))
+    first = await acme.call(acme.instances.DeleteInstance, request)
+    await until(acme.is_gone, bool, "was not deleted")
+    assert await acme.call(acme.instances.DeleteInstance, request) == first
+
+
+async def test_a_name_is_taken_once(acme: Acme) -> None:
+    await acme.create()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await acme.create()
+    assert told(error.value).reason == "INSTANCE_EXISTS"
+
+
+async def test_a_limit_of_the_guide_is_refused_with_its_path(acme: Acme) -> None:
+    request = api.CreateInstanceRequest(parent=PARENT, instance_id="dev-1")
+    request.instance.spec.kind = api.KIND_NOTEBOOK
+    request.instance.spec.resources.gpu_milli = 9000
+    refusal = await acme.refusal(acme.instances.CreateInstance, request)
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert refusal.fields == ("instance.spec.resources.gpu_milli",)
+    # What the proto bounds is refused in the same way, before the service sees it.
+    request.instance.spec.resources.gpu_milli = 64_001
+    refusal = await acme.refusal(acme.instances.CreateInstance, request)
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert refusal.fields == ("instance.spec.resources.gpu_milli",)
+
+
+async def test_an_operator_lowers_the_limits_by_settings(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    settings = {"FERMION_INSTANCES_CPU_MIN": "100", "FERMION_INSTANCES_MEMORY_MIN": "1000000"}
+    async with running(database, nats_server, tmp_path, **settings) as platform:
+        acme = Acme(platform)
+        await acme.call(
+            acme.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
+        )
+        small = api.Resources(cpu_milli=100, memory_bytes=1_000_000)
+        assert (await acme.create(resources=small)).spec.resources.cpu_milli == 100
+
+
+async def test_a_validation_tells_the_plan_and_changes_nothing(acme: Acme) -> None:
+    request = api.CreateInstanceRequest(
+        parent=PARENT,
+        instance_id="dev-1",
+        instance=api.Instance(spec=api.Spec(kind=api.KIND_NOTEBOOK)),
+        validate_only=True,
+    )
+    answer = await acme.call(acme.instances.CreateInstance, request)
+    assert answer.plan.workload.owner == NAME
+    assert list(answer.plan.absent) == ["price", "queue"]
+    assert await acme.names() == []
+    await acme.create()
+    refusal = await acme.refusal(acme.instances.CreateInstance, request)
+    assert refusal.reason == "INSTANCE_EXISTS"
+
+
+async def test_an_update_changes_what_the_mask_names(acme: Acme) -> None:
+    before = await acme.create()
+    await acme.queued()
+    request = api.UpdateInstanceRequest(
+        instance=api.Instance(name=NAME, labels={"team": "speech"}, description="not named"),
+        etag=before.etag,
+    )
+    request.update_mask.paths.append("labels")
+    after = (await acme.call(acme.instances.UpdateInstance, request)).instance
+    assert (dict(after.labels), after.description) == ({"team": "speech"}, "")
+    assert (after.etag, after.status.pending_restart) == ("2", False)
+    await until(
+        acme.waiting,
+        lambda found: dict(found[0].labels) == {"team": "speech"},
+        "the queue kept the old labels",
+    )
+    request.update_mask.paths[:] = ["spec.image"]
+    request.instance.spec.image = "another"
+    assert (await acme.refusal(acme.instances.UpdateInstance, request)).code == "ABORTED"
+    request.etag = "2"
+    after = (await acme.call(acme.instances.UpdateInstance, request)).instance
+    assert (after.spec.image, after.status.pending_restart) == ("another", True)
+    request.update_mask.paths[:] = ["status.state"]
+    refusal = await acme.refusal(acme.instances.UpdateInstance, request)
+    assert refusal.fields == ("update_mask",), refusal
+
+
+async def test_the_past_is_folded_up_to_its_moment(acme: Acme) -> None:
+    await acme.create()
+    queued = await acme.queued()
+    await acme.call(acme.instances.DeleteInstance, api.DeleteInstanceRequest(name=NAME))
+    await until(acme.is_gone, bool, "was not deleted")
+    then = api.GetInstanceRequest(name=NAME, as_of_time=queued.update_time)
+    assert (await acme.call(acme.instances.GetInstance, then)).instance == queued
+    before = api.GetInstanceRequest(name=NAME)
+    before.as_of_time.FromSeconds(queued.create_time.seconds - 1)
+    refusal = await acme.refusal(acme.instances.GetInstance, before)
+    assert refusal.reason == "INSTANCE_NOT_FOUND"
+
+
+async def test_a_list_is_filtered_ordered_and_paged(acme: Acme) -> None:
+    for name in ("exp-1", "exp-2", "exp-3", "other"):
+        await acme.create(name)
+    assert await acme.names(filter="name:exp-*", order_by="name desc") == [
+        "exp-3",
+        "exp-2",
+        "exp-1",
+    ]
+    assert await acme.names(filter="state=RUNNING") == []
+    assert await acme.names(filter="labels.team=vision AND name=other") == ["other"]
+    for order in ("", "name desc", "create_time", "create_time desc"):
+        request = api.ListInstancesRequest(parent=PARENT, order_by=order, page_size=3)
+        page = await acme.call(acme.instances.ListInstances, request)
+        request.page_token = page.next_page_token
+        rest = await acme.call(acme.instances.ListInstances, request)
+        seen = [found.name for found in (*page.instances, *rest.instances)]
+        assert (len(seen), len(set(seen)), rest.next_page_token) == (4, 4, "")
+    request.filter = "state=PENDING"
+    refusal = await acme.refusal(acme.instances.ListInstances, request)
+    assert refusal.reason == "PAGE_TOKEN_MISMATCH"
+
+
+async def test_a_watch_goes_on_where_it_was_left(acme: Acme) -> None:
+    await acme.create()
+    await acme.queued()
+    first = await _watched(acme, api.WatchInstancesRequest(parent=PARENT, send_initial=True), 2)
+    initial, bookmark = first
+    assert initial.change == api.WatchInstancesResponse.CHANGE_INITIAL
+    assert initial.instance.name == NAME
+    assert bookmark.change == api.WatchInstancesResponse.CHANGE_BOOKMARK
+    # What happens while nobody watches is sent to whoever goes on with the token.
+    await acme.create("other")
+    await acme.call(acme.instances.StopInstance, api.StopInstanceRequest(name=NAME))
+    await acme.becomes(api.STATE_STOPPED)
+    request = api.WatchInstancesRequest(
+        parent=PARENT, instance_id="dev-1", resume_token=bookmark.resume_token
+    )
+    (stopped,) = await _watched(acme, request, 1)
+    assert stopped.change == api.WatchInstancesResponse.CHANGE_UPDATED
+    assert (stopped.instance.name, stopped.instance.status.state) == (NAME, api.STATE_STOPPED)
+    await acme.call(acme.instances.DeleteInstance, api.DeleteInstanceRequest(name=NAME))
+    request.resume_token = stopped.resume_token
+    (gone,) = await _watched(acme, request, 1)
+    assert gone.change == api.WatchInstancesResponse.CHANGE_DELETED
+    assert gone.instance == api.Instance(name=NAME, uid=stopped.instance.uid)
+
+
+async def test_an_archived_project_is_emptied_and_can_be_deleted(acme: Acme) -> None:
+    await acme.create()
+    await acme.create("other")
+    await acme.queued()
+    await acme.call(acme.projects.ArchiveProject, projects.ArchiveProjectRequest(name=PARENT))
+    await acme.becomes(api.STATE_STOPPED)
+
+    async def project() -> projects.Project:
+        request = projects.GetProjectRequest(name=PARENT)
+        return (await acme.call(acme.projects.GetProject, request)).project
+
+    await until(project, lambda found: "instances" in found.vacated_by, "was not vacated")
+    request = api.StartInstanceRequest(name=NAME)
+    refusal = await acme.refusal(acme.instances.StartInstance, request)
+    assert refusal.reason == "PROJECT_ARCHIVED"
+    await acme.call(acme.projects.DeleteProject, projects.DeleteProjectRequest(name=PARENT))
+
+
+async def test_templates_are_there_at_once_and_edited_as_data(acme: Acme) -> None:
+    listed = await acme.call(acme.instances.ListTemplates, api.ListTemplatesRequest())
+    names = [template.name for template in listed.templates]
+    assert names == ["templates/inference", "templates/notebook", "templates/training"]
+    notebook = listed.templates[1]
+    notebook.spec.image = "jupyterlab:next"
+    request = api.UpdateTemplateRequest(template=notebook, etag=notebook.etag)
+    changed = (await acme.call(acme.instances.UpdateTemplate, request)).template
+    assert changed.etag == "2"
+    assert (await acme.create()).spec.image == "jupyterlab:next"
+    read = api.GetTemplateRequest(name="templates/notebook")
+    assert (await acme.call(acme.instances.GetTemplate, read)).template == changed
+
+
+async def _watched(
+    acme: Acme, request: api.WatchInstancesRequest, count: int
+) -> list[api.WatchInstancesResponse]:
+    found: list[api.WatchInstancesResponse] = []
+    call = acme.instances.WatchInstances(request, metadata=acme.platform.metadata)
+    async with asyncio.timeout(20):
+        async for answer in call:
+            found.append(answer)
+            if len(found) == count:
+                break
+    call.cancel()
+    return found

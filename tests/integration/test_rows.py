@@ -1,0 +1,117 @@
+"""The rows that PostgreSQL holds after any history show what the folded facts show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chassis.commit import execute_writes
+from chassis.embedded import Postgres
+from chassis.envelope import Recorded
+from chassis.journal import Write
+from chassis.migrations import migrate
+from chassis.postgres import Database, Record
+from chassis.queries import Queries
+from services.instances import aggregate as instances
+from services.instances import projection as instance_rows
+from services.scheduler import aggregate as scheduler
+from services.scheduler import projection as queue_rows
+from tests.unit.services.instances.life import HISTORIES, UID, Life
+from tests.unit.services.scheduler.test_aggregate import DECISIONS, Decide, told
+
+Run = Callable[[Coroutine[None, None, list[Record]]], list[Record]]
+
+
+class Rows:
+    """Read models of one service in a database of its own; each look begins with empty tables."""
+
+    def __init__(self, server: Postgres, room: Path) -> None:
+        self._runner = asyncio.Runner()
+        service = room.parent.name
+        self._database = Database(server.dsn_of("postgres"), f"rows_of_{service}")
+        self._queries = Queries.load(room.with_name("queries.sql"))
+        self._runner.run(self._open(room.with_name("migrations") / "rows"))
+
+    async def _open(self, folder: Path) -> None:
+        await self._database.open(pool_size=1)
+        await migrate(self._database, folder, self._database.rows_schema)
+
+    def after(self, writes: Sequence[Write], read: str, *arguments: object) -> list[Record]:
+        """Run writes, read what they left by a named statement, and undo them."""
+        return self._runner.run(self._after(writes, read, arguments))
+
+    async def _after(
+        self, writes: Sequence[Write], read: str, arguments: tuple[object, ...]
+    ) -> list[Record]:
+        async with self._database.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await execute_writes(connection, self._queries, writes)
+                return list(await connection.fetch(self._queries[read], *arguments))
+            finally:
+                await transaction.rollback()
+
+    def close(self) -> None:
+        """Let the database go."""
+        self._runner.run(self._database.close())
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def instance_table(postgres_server: Postgres) -> Iterator[Rows]:
+    rows = Rows(postgres_server, Path(instance_rows.__file__))
+    yield rows
+    rows.close()
+
+
+@pytest.fixture(scope="module")
+def queue_table(postgres_server: Postgres) -> Iterator[Rows]:
+    rows = Rows(postgres_server, Path(queue_rows.__file__))
+    yield rows
+    rows.close()
+
+
+def writes_of(
+    project: Callable[[Recorded], Sequence[Write]], records: Sequence[Recorded]
+) -> list[Write]:
+    return [write for record in records for write in project(record)]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=HISTORIES)
+def test_an_instances_row_shows_what_its_facts_show(instance_table: Rows, life: Life) -> None:
+    writes = writes_of(instance_rows.project, life.history.records)
+    rows = instance_table.after(writes, "find_instances", [UID])
+    instance = life.now.instance
+    there = bool(instance.uid) and not instance.deleted
+    expected = [instances.view(instance)] if there else []
+    assert [instance_rows.resource(row) for row in rows] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=HISTORIES)
+def test_the_rows_tell_whether_anything_lives(instance_table: Rows, life: Life) -> None:
+    writes = writes_of(instance_rows.project, life.history.records)
+    rows = instance_table.after(writes, "any_lives", "acme", sorted(instances.LIVING))
+    expected = [life.now.instance.lives] if life.now.project.closed else []
+    assert [row["lives"] for row in rows] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(decisions=st.lists(DECISIONS))
+def test_the_queues_row_shows_what_its_facts_show(
+    queue_table: Rows, decisions: list[Decide]
+) -> None:
+    records = told(*decisions).records
+    rows = queue_table.after(
+        writes_of(queue_rows.project, records), "list_queue", "acme", None, "", 10
+    )
+    entry = scheduler.fold(records)
+    expected = [scheduler.view(entry)] if entry.waits else []
+    assert [queue_rows.resource(row) for row in rows] == expected
