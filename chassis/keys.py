@@ -72,7 +72,10 @@ class SigningKey:
         """Read a private JWK; a file that holds none is `Invalid` (SIGNING_KEY_UNREADABLE)."""
         try:
             found = json.loads(path.read_text())
-            return cls(str(found["kid"]), OKPKey.import_key(found))
+            key = OKPKey.import_key(found)
+            if found["crv"] != ALGORITHM or not key.is_private:
+                raise ValueError("it is another kind of key")
+            return cls(str(found["kid"]), key)
         except (OSError, ValueError, KeyError, TypeError, JoseError) as error:
             raise Invalid(
                 "SIGNING_KEY_UNREADABLE",

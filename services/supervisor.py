@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,24 +16,37 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-import psutil
-
-from chassis.embedded import Home, Keys, Nats, Postgres, default_home, free_port, spawn
+from chassis.embedded import (
+    Home,
+    Keys,
+    Nats,
+    Postgres,
+    default_home,
+    free_port,
+    is_free,
+    last_lines,
+    spawn,
+)
 from chassis.keys import write_private
 from chassis.postgres import create_database
 from chassis.refusals import Refused
 from services.serve import TARGETS
 
 DEFAULT_PORT: Final = 7443
+COMMAND: Final = (sys.executable, "-m", "services")
 DRAIN_SECONDS_MAX: Final = 15.0
 READY_SECONDS_MAX: Final = 60.0
+# Draining, then NATS, then PostgreSQL.
+DOWN_SECONDS_MAX: Final = DRAIN_SECONDS_MAX + 25.0
 BACKOFF_SECONDS_FIRST: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
 # What lived so long starts again at once when it dies.
 STEADY_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 0.02
 LOOP_SECONDS: Final = 0.1
+PROGRAMS: Final = Path(sys.executable).parent
 # A laptop has less than the guide's smallest instance; `up` says so.
 MINIMA: Final = {
     "FERMION_INSTANCES_CPU_MIN": "100",
@@ -46,6 +60,7 @@ class Service:
     """One process of services: what it runs, where it answers, how it fared."""
 
     label: str
+    command: tuple[str, ...]
     targets: tuple[str, ...]
     port: int
     environment: dict[str, str]
@@ -65,9 +80,7 @@ class Service:
         """Start it; its output goes to its log."""
         with self.log.open("ab") as log:
             self.process = spawn(
-                [sys.executable, "-m", "services", *self.targets],
-                output=log,
-                environment=self.environment,
+                [*self.command, *self.targets], output=log, environment=self.environment
             )
         self.began, self.greeted = time.monotonic(), False
 
@@ -88,54 +101,62 @@ class Supervisor:
     postgres: Postgres
     nats: Nats
     services: list[Service]
-    draining: bool = False
+    told: signal.Signals | None = None
     began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
         """Start everything in order, keep it, drain it; 0 where it ended because it was told to."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._drain)
+            # What `nohup` has ignored stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._drain)
         try:
-            self._begin("postgres", self.postgres)
-            asyncio.run(create_database(self.postgres.dsn_of("postgres"), "fermion"))
-            self._begin("nats", self.nats)
-            for service in self.services:
-                service.start()
+            self._bring("postgres", self.postgres)
+            if self.told is None:
+                asyncio.run(create_database(self.postgres.dsn_of("postgres"), "fermion"))
+            self._bring("nats", self.nats)
             deadline = time.monotonic() + READY_SECONDS_MAX
-            while not self.draining:
-                self._look()
-                waiting = [service for service in self.services if not service.greeted]
-                if not waiting:
-                    break
+            while self.told is None and (waiting := self._waiting()):
                 if time.monotonic() > deadline:
-                    say(f"{waiting[0].label} is not ready; look at {waiting[0].log}")
+                    say(f"error: {waiting.label} is not ready; look at {waiting.log}")
                     return 1
-                time.sleep(0.02)
-            if not self.draining:
+                self._look()
+                time.sleep(LOOK_SECONDS)
+            if self.told is None:
                 self._welcome()
-            while not self.draining:
+            while self.told is None:
                 self._look()
                 time.sleep(LOOP_SECONDS)
+            say(f"{self.told.name}: draining")
             return 0
         finally:
             self._stop()
 
-    def _begin(self, label: str, server: Postgres | Nats) -> None:
+    def _bring(self, label: str, server: Postgres | Nats) -> None:
+        """Start a server and wait for it, unless told to drain."""
+        if self.told is not None:
+            return
         began = time.monotonic()
         server.start()
-        server.wait_ready()
-        say(f"{label:<12} ready  {time.monotonic() - began:.1f} s")
+        while self.told is None and not server.look():
+            if time.monotonic() - began > READY_SECONDS_MAX:
+                server.wait_ready(0)
+            time.sleep(LOOK_SECONDS)
+        if self.told is None:
+            say(f"{label:<12} ready  {time.monotonic() - began:.1f} s")
+
+    def _waiting(self) -> Service | None:
+        """The first service that has not been ready yet."""
+        return next((service for service in self.services if not service.greeted), None)
 
     def _look(self) -> None:
         """Start again what died, with back-off; greet what became ready."""
-        now = time.monotonic()
         for label, server in (("postgres", self.postgres), ("nats", self.nats)):
             process = server.process
             if process is not None and process.poll() is not None:
                 say(f"{label:<12} ended ({_how(process)}); starting it again")
-                server.start()
-                server.wait_ready()
-                say(f"{label:<12} ready  {time.monotonic() - now:.1f} s")
+                self._bring(label, server)
+        now = time.monotonic()
         for service in self.services:
             process = service.process
             if process is None:
@@ -146,6 +167,7 @@ class Supervisor:
                     service.backoff = BACKOFF_SECONDS_FIRST
                 say(
                     f"{service.label:<12} ended ({_how(process)}); again in {service.backoff:.1f} s"
+                    f"   {last_lines(service.log, 1)}".rstrip()
                 )
                 service.process, service.again = None, now + service.backoff
                 service.backoff = min(service.backoff * 2, BACKOFF_SECONDS_MAX)
@@ -157,22 +179,22 @@ class Supervisor:
         address = self.services[0].address
         self.home.describe(address)
         write_context(self.home, self.services)
+        folder, programs = shlex.quote(str(self.home.root)), shlex.quote(str(PROGRAMS))
         say("")
         say(f"Fermion is up at {address}, {time.monotonic() - self.began:.1f} s after the start.")
         say(
             f"Its state lies in {self.home.root}. Instances may be smaller here than in production."
         )
         say("From a second terminal:")
-        say(f"    export FERMION_HOME={self.home.root} PATH={Path(sys.executable).parent}:$PATH")
+        say(f"    export FERMION_HOME={folder} PATH={programs}:$PATH")
         say("    fermion projects create my-project")
         say("    fermion instances create lab --kind notebook -p my-project")
         say("Ctrl-C here, or `fermion down` there, stops it.")
 
     def _drain(self, number: int, frame: object) -> None:
+        # A handler may run in the middle of a print, so it only notes what the loop then says.
         del frame
-        if not self.draining:
-            say(f"\n{signal.Signals(number).name}: draining")
-        self.draining = True
+        self.told = self.told or signal.Signals(number)
 
     def _stop(self) -> None:
         """Services first, then what they stand on."""
@@ -195,12 +217,19 @@ class Supervisor:
         say("stopped")
 
 
-def up(arguments: Sequence[str]) -> int:
+def up(
+    arguments: Sequence[str],
+    *,
+    targets: Sequence[str] = tuple(TARGETS),
+    command: Sequence[str] = COMMAND,
+) -> int:
     """Run the embedded start in the foreground; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m services up", description=up.__doc__)
     parser.add_argument("--split", action="store_true", help="a process per service")
-    parser.add_argument("--replicas", type=int, default=1, help="processes of each (default 1)")
-    parser.add_argument("--port", type=int, default=None, help=f"default {DEFAULT_PORT}")
+    parser.add_argument(
+        "--replicas", type=_positive, default=1, help="processes of each (default 1)"
+    )
+    parser.add_argument("--port", type=_port, default=None, help=f"default {DEFAULT_PORT}")
     parser.add_argument(
         "--postgres-tcp", action="store_true", help="PostgreSQL on a TCP port of the loopback"
     )
@@ -208,33 +237,94 @@ def up(arguments: Sequence[str]) -> int:
     home = Home(default_home())
     try:
         home.prepare()
-        home.hold("starting")
-        keys = Keys.prepare(home, list(TARGETS))
+        home.hold("")
+        keys = Keys.prepare(home, targets)
+        ports = Ports.load(home.path("ports.json"))
         postgres = Postgres(
-            home.path("postgres"), tcp_port=free_port() if asked.postgres_tcp else None
+            home.path("postgres"), tcp_port=ports.take("postgres") if asked.postgres_tcp else None
         )
-        nats = Nats(home.path("nats"), list(TARGETS))
-        services = plan(home, keys, postgres, nats, asked.split, asked.replicas, asked.port)
+        nats = Nats(home.path("nats"), targets)
+        groups = [(name,) for name in targets] if asked.split else [("all",)]
+        services = plan(home, groups, asked.replicas, command, ports, asked.port)
+        ports.save()
+        shared = settings(home, keys, postgres, nats)
+        for service in services:
+            service.environment = {**shared, **addresses(services), **service.environment}
         return Supervisor(home, postgres, nats, services).run()
     except Refused as refusal:
         say(f"error: {refusal.message} {refusal.next_step}")
         return 1
 
 
+@dataclass(slots=True)
+class Ports:
+    """Which process answers at which port; kept over restarts where the port is free then."""
+
+    path: Path
+    kept: dict[str, int]
+    taken: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Ports:
+        """Read what was kept; nothing where nothing readable is there."""
+        with suppress(OSError, ValueError):
+            return cls(
+                path, {name: int(port) for name, port in json.loads(path.read_text()).items()}
+            )
+        return cls(path, {})
+
+    def take(self, name: str, wanted: int | None = None) -> int:
+        """A free port for a process: the one it had, else the wanted one, else any."""
+        for port in (self.kept.get(name), wanted):
+            if port is not None and port not in self.taken.values() and is_free(port):
+                return self.taken.setdefault(name, port)
+        port = free_port()
+        while port in self.taken.values():
+            port = free_port()
+        return self.taken.setdefault(name, port)
+
+    def save(self) -> None:
+        """Keep what was taken, beside what other ways to start have taken before."""
+        write_private(self.path, json.dumps({**self.kept, **self.taken}) + "\n")
+
+
 def plan(
     home: Home,
-    keys: Keys,
-    postgres: Postgres,
-    nats: Nats,
-    split: bool,
+    groups: Sequence[tuple[str, ...]],
     replicas: int,
+    command: Sequence[str],
+    ports: Ports,
     port: int | None,
 ) -> list[Service]:
-    """Say which processes there will be, with their ports and their environments."""
-    groups: list[tuple[str, ...]] = [(name,) for name in TARGETS] if split else [("all",)]
-    ports = home.path("ports.json")
-    kept: dict[str, int] = json.loads(ports.read_text()) if ports.exists() else {}
-    common = {
+    """Say which processes there will be, and where each answers; the first at `port` if given."""
+    found: list[Service] = []
+    for replica in range(replicas):
+        for group in groups:
+            label = group[0] if replica == 0 else f"{group[0]}-{replica + 1}"
+            if port is not None and not found:
+                if not is_free(port):
+                    raise Refused(
+                        "PORT_TAKEN",
+                        f"Port {port} is used by another program.",
+                        next_step="Say another one with --port, or none to have one chosen.",
+                        port=str(port),
+                    )
+                number = ports.taken.setdefault(label, port)
+            else:
+                number = ports.take(label, None if found else DEFAULT_PORT)
+            log = home.path("logs", f"{label}.log")
+            service = Service(label, tuple(command), group, number, {}, log)
+            service.environment["FERMION_LISTEN"] = service.address
+            if found and os.environ.get("FERMION_METRICS_LISTEN"):
+                # The first has the port that was asked for.
+                service.environment["FERMION_METRICS_LISTEN"] = "127.0.0.1:0"
+            found.append(service)
+    return found
+
+
+def settings(home: Home, keys: Keys, postgres: Postgres, nats: Nats) -> dict[str, str]:
+    """The environment that all processes of services have alike."""
+    return {
         **os.environ,
         **MINIMA,
         "FERMION_HOME": str(home.root),
@@ -248,57 +338,44 @@ def plan(
         "FERMION_LOG_FORMAT": os.environ.get("FERMION_LOG_FORMAT", "json"),
         "PYTHONUNBUFFERED": "1",
     }
-    found: list[Service] = []
-    for replica in range(replicas):
-        for group in groups:
-            label = group[0] if replica == 0 else f"{group[0]}-{replica + 1}"
-            wanted = port if port is not None and not found else kept.get(label)
-            if wanted is None and not found:
-                wanted = DEFAULT_PORT
-            number = wanted if wanted is not None and _bindable(wanted) else free_port()
-            if port is not None and not found and number != port:
-                raise Refused(
-                    "PORT_TAKEN",
-                    f"Port {port} is used by another program.",
-                    next_step="Say another one with --port, or none to have one chosen.",
-                    port=str(port),
-                )
-            found.append(Service(label, group, number, {}, home.path("logs", f"{label}.log")))
-    write_private(ports, json.dumps({one.label: one.port for one in found}))
-    addresses = _addresses(found)
-    for one in found:
-        one.environment = {
-            **common,
-            **addresses,
-            "FERMION_LISTEN": one.address,
-            "FERMION_ADDRESS": found[0].address,
-        }
+
+
+def addresses(services: Sequence[Service]) -> dict[str, str]:
+    """Where services find each other: all at the first one's, or each at its own first process."""
+    found = {"FERMION_ADDRESS": services[0].address}
+    for name, address in _split(services).items():
+        found[f"FERMION_ADDRESS_{name.upper()}"] = address
     return found
 
 
 def down(arguments: Sequence[str]) -> int:
     """Stop the embedded start of this folder, and wait until it is gone; the exit code."""
-    argparse.ArgumentParser(prog="python -m services down", description=down.__doc__).parse_args(
-        arguments
-    )
+    parser = argparse.ArgumentParser(prog="python -m services down", description=down.__doc__)
+    parser.parse_args(arguments)
     home = Home(default_home())
-    holder = home.holder()
-    if not holder:
-        say(f"Nothing runs on {home.root}.")
-        return 0
     try:
-        process = psutil.Process(int(holder["pid"]))
-    except (ValueError, psutil.NoSuchProcess):
-        say(f"error: {home.root} is held, but its lock does not say by whom. Who has it open?")
+        holder = home.holder()
+        if not holder:
+            say(f"Nothing runs on {home.root}.")
+            return 0
+        with suppress(ProcessLookupError):
+            os.kill(int(holder["pid"]), signal.SIGTERM)
+        deadline = time.monotonic() + DOWN_SECONDS_MAX
+        # Free again is what counts: the process may still wait for its own parent to notice.
+        while home.holder():
+            if time.monotonic() > deadline:
+                say(f"error: process {holder['pid']} does not end. Look at {home.path('logs')}.")
+                return 1
+            time.sleep(LOOP_SECONDS)
+    except (ValueError, OSError):
+        say(
+            f"error: {home.root} is held, and who its lock names ({holder['pid']}) cannot be told "
+            "to stop. Stop it where it was started."
+        )
         return 1
-    process.terminate()
-    deadline = time.monotonic() + DRAIN_SECONDS_MAX + 15
-    # Free again is what counts: the process may still wait for its own parent to notice.
-    while home.holder():
-        if time.monotonic() > deadline:
-            say(f"error: process {process.pid} does not end. Look at {home.path('logs')}.")
-            return 1
-        time.sleep(LOOP_SECONDS)
+    except Refused as refusal:
+        say(f"error: {refusal.message} {refusal.next_step}")
+        return 1
     say(f"Fermion on {home.root} has stopped.")
     return 0
 
@@ -316,38 +393,40 @@ def write_context(home: Home, services: Sequence[Service]) -> None:
     local["address"] = services[0].address
     local["token_file"] = str(home.path("keys", "admin.token"))
     local.pop("addresses", None)
-    if services[0].targets != ("all",):
-        local["addresses"] = {
-            one.targets[0]: one.address for one in services if one.label == one.targets[0]
-        }
+    if split := _split(services):
+        local["addresses"] = split
     contexts["local"] = local
     current = known.get("current") or "local"
     write_private(path, json.dumps({"current": current, "contexts": contexts}, indent=2) + "\n")
 
 
-def say(line: str, out: IO[str] | None = None) -> None:
-    """Print a line now."""
-    print(line, file=out or sys.stdout, flush=True)
+def say(line: str) -> None:
+    """Print a line now; whoever closed the terminal does not hear it, and nothing else changes."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
-def _addresses(services: Sequence[Service]) -> dict[str, str]:
-    if services[0].targets == ("all",):
-        return {}
+def _split(services: Sequence[Service]) -> dict[str, str]:
+    """The address of each service that has a process of its own."""
     return {
-        f"FERMION_ADDRESS_{one.targets[0].upper()}": one.address
+        one.label: one.address
         for one in services
-        if one.label == one.targets[0]
+        if one.targets != ("all",) and one.label == one.targets[0]
     }
 
 
-def _bindable(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; say one from 1 to 65535")
+    return number
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:

@@ -1,0 +1,37 @@
+"""
+Stands in for a process of services where a test is about who starts it.
+
+    python -m tests.integration.embedded_service TARGET ...
+
+Listens at FERMION_LISTEN, writes its environment beside its log, ends at SIGTERM. While the file
+`FERMION_HOME/<label>.fails` is there it ends at once with exit code 3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Be there until told to go."""
+    home, name = Path(os.environ["FERMION_HOME"]), "-".join(sys.argv[1:])
+    if (home / f"{name}.fails").exists():
+        print("this one cannot start", flush=True)
+        return 3
+    host, port = os.environ["FERMION_LISTEN"].rsplit(":", 1)
+    ours = {key: value for key, value in os.environ.items() if key.startswith("FERMION_")}
+    (home / "logs" / f"{port}.json").write_text(json.dumps({**ours, "pid": os.getpid()}))
+    with socket.create_server((host, int(port))):
+        signal.sigwait({signal.SIGTERM})
+    print("drained", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    sys.exit(main())
