@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from chassis.bus import Away, Bus
+from chassis.envelope import Recorded
+from chassis.feed import Feed
 from chassis.journal import Journal
 from chassis.postgres import Database
 from chassis.queries import Queries
+from chassis.refusals import Unavailable
 from chassis.store import PostgresJournal
 from fermion.api.journal import v1 as api
 
-PAGE_MAX = 1000
 WAIT_SECONDS = 2.0
+CAUGHT_UP_SECONDS = 2.0
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
 
-async def audit(journal: PostgresJournal, database: Database, bus: Bus) -> list[api.AuditCheck]:
+async def audit(
+    journal: PostgresJournal, database: Database, bus: Bus, feeds: Sequence[Feed] = ()
+) -> list[api.AuditCheck]:
     """
     Check every equality of one journal, its stream and its service's readers.
 
-    While calls come in, the stream may be behind the log by what is on its way; an audit at rest
-    has to hold in full.
+    `feeds` are those of the readers, and tell how far foreign journals go. While calls come in,
+    the stream may be behind the log by what is on its way; an audit at rest has to hold in full.
     """
     return [
         *await _log(journal, database),
         *await _stream(journal, bus),
-        *await _readers(database, journal.name),
+        *await _readers(database, feeds),
     ]
 
 
@@ -74,51 +81,74 @@ async def _stream(journal: Journal, bus: Bus) -> list[api.AuditCheck]:
     """Compare the stream with the log fact by fact, from its first message to its last."""
     name = journal.name
     try:
-        head = await journal.head()
-        await _caught_up(journal, bus, head.position)
+        before = (await journal.head()).position
+        await _caught_up(journal, bus, before)
         tail = await bus.tail(name)
         if tail is None:
             return [check(f"{name}: there is a stream", False, True)]
+        head = await journal.head()
         unlike = compared = 0
         position = tail.first - 1
+        last = min(tail.last, head.position)
         async with bus.follow(name, tail.first) as following:
-            while position < min(tail.last, head.position):
+            while position < last:
                 found = await following(WAIT_SECONDS)
                 if not found:
                     break
+                found = [record for record in found if record.position <= last]
                 page = await journal.read(position, len(found))
-                for record, fact in zip(found, page.records, strict=False):
-                    same = (record.position, record.type, record.data, record.stream) == (
-                        fact.position,
-                        fact.type,
-                        fact.data,
-                        fact.stream,
-                    )
-                    unlike += not same
-                    compared += 1
-                position += len(found)
+                pairs = list(zip(found, page.records, strict=False))
+                unlike += sum(not _same(record, fact) for record, fact in pairs)
+                compared += len(pairs)
+                position += len(pairs)
     except Away as error:
         return [check(f"{name}: the stream can be read", str(error), "")]
-    expected = max(0, min(tail.last, head.position) - tail.first + 1)
+    expected = max(0, last - tail.first + 1)
     return [
-        check(f"{name}: the stream ends at the head", tail.last >= head.position, True),
+        check(f"{name}: the stream has all that was committed", tail.last >= before, True),
+        check(f"{name}: the stream has nothing that the log has not", tail.last <= last, True),
         check(f"{name}: the stream's facts from {tail.first} on, each once", compared, expected),
         check(f"{name}: facts of the stream unlike the log's", unlike, 0),
     ]
 
 
+def _same(record: api.Record, fact: Recorded) -> bool:
+    return (
+        record.position,
+        record.project,
+        record.project_position,
+        record.stream,
+        record.version,
+        record.type,
+        record.data,
+    ) == (
+        fact.position,
+        fact.project,
+        fact.project_position,
+        fact.stream,
+        fact.version,
+        fact.type,
+        fact.data,
+    )
+
+
 async def _caught_up(journal: Journal, bus: Bus, position: int) -> None:
     """Give the relay a moment: what was committed just now may be on its way."""
-    for _ in range(20):
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CAUGHT_UP_SECONDS
+    while loop.time() < deadline:
         tail = await bus.tail(journal.name)
         if tail is not None and tail.last >= position:
             return
-        await journal.grown(position + 1_000_000_000, 0.1)
+        await asyncio.sleep(0.05)
 
 
-async def _readers(database: Database, journal: str) -> list[api.AuditCheck]:
+async def _readers(database: Database, feeds: Sequence[Feed]) -> list[api.AuditCheck]:
     found = []
-    for row in await database.fetch(_queries["list_checkpoints"]):
+    rows = await database.fetch(_queries["list_checkpoints"])
+    # After the checkpoints, so that no head is behind one by what was said meanwhile.
+    heads = {feed.journal: await _head(feed) for feed in feeds}
+    for row in rows:
         reader = f"{row['reader']} on {row['journal']}"
         counted = row["folded"] + row["passed_over"] + row["parked"] + row["skipped"]
         found.append(
@@ -129,11 +159,19 @@ async def _readers(database: Database, journal: str) -> list[api.AuditCheck]:
             )
         )
         found.append(check(f"{reader}: halted", row["halted"] or "", ""))
-        if row["journal"] == journal:
-            head = await database.fetchrow(_queries["read_head"], journal.split("/")[1])
-            at = 0 if head is None else head["position"]
-            found.append(check(f"{reader}: is not ahead of the log", row["position"] <= at, True))
+        head = heads.get(row["journal"])
+        if isinstance(head, str):
+            found.append(check(f"{reader}: its journal can be read", head, ""))
+        elif head is not None:
+            found.append(check(f"{reader}: is not ahead of the log", row["position"] <= head, True))
     return found
+
+
+async def _head(feed: Feed) -> int | str:
+    try:
+        return await feed.ask_head()
+    except Unavailable as error:
+        return str(error)
 
 
 def check(name: str, left: object, right: object) -> api.AuditCheck:

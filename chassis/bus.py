@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
-import nats
+from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import Error as JetStreamError
 
-from chassis.envelope import Recorded, to_record
 from fermion.api.journal import v1 as api
 
 # One atomic batch holds at most so many messages; the server refuses more.
@@ -28,15 +27,31 @@ BATCH_MAX = 1000
 BATCH_MIN = 16
 ANSWER_SECONDS_MAX = 5.0
 CONNECT_SECONDS_MAX = 2.0
+CONNECT_AGAIN_SECONDS = 0.2
+# A reader without a consumer polls the log; it must not wait long to be told so.
+CONSUMER_SECONDS_MAX = 2.0
+CONSUMER_IDLE_SECONDS = 30.0
+# Messages asked for at a time; twice as many of the greatest facts fit what nats-py buffers.
+PULL_MAX = 256
+PULL_SECONDS = 5.0
+HEARTBEAT_SECONDS = 0.5
+# A consumer that says nothing at all for so long is lost.
+LOST_SECONDS = 1.5
 STREAM_AGE_SECONDS = 7 * 24 * 3600
 STREAM_BYTES_MAX = 1024 * 1024 * 1024
-# A stream may answer: the last sequence is another one than expected.
-_WRONG_SEQUENCE = (10070, 10071, 10164)
-_NOT_FOUND = (10014, 10037, 10059)
+
+FAULTS = (NatsError, OSError, asyncio.TimeoutError)
+
+# The stream's last sequence is another one than was expected.
+_WRONG_SEQUENCE = (10071, 10164)
+# No stream, no message.
+_NOT_FOUND = (10037, 10059)
+_NAME_IN_USE = 10058
 
 _log = logging.getLogger(__name__)
 
-FAULTS = (NatsError, JetStreamError, OSError, asyncio.TimeoutError)
+# Waits so many seconds for what comes next of a stream; an empty list where nothing did.
+Following: TypeAlias = Callable[[float], Awaitable[list[api.Record]]]
 
 
 class Away(Exception):
@@ -47,13 +62,21 @@ class OutOfSequence(Exception):
     """The stream's last sequence is not the expected one: somebody else published."""
 
 
+class Foreign(Exception):
+    """The stream holds something that is no fact of this journal at this place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Where a stream begins and ends, and the fact that is last; epoch 0 where it is empty."""
+    """Sequences where a stream begins and ends; an empty one begins behind its end."""
 
     first: int
     last: int
-    epoch: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds nothing (any more)."""
+        return self.first > self.last
 
 
 def stream_name(journal: str) -> str:
@@ -62,13 +85,19 @@ def stream_name(journal: str) -> str:
     return f"FERMION_{service}_{shard}"
 
 
-def subject_of(fact: Recorded) -> str:
+def subject_of(fact: api.Record) -> str:
     """`fermion.<service>.<shard>.<project>.<Event>`."""
     service, shard = fact.journal.split("/")
     return f"fermion.{service}.{shard}.{fact.project}.{fact.type.rsplit('.', 1)[-1]}"
 
 
-def headers_of(fact: Recorded) -> dict[str, str]:
+def nudge_subject(journal: str) -> str:
+    """`fermion.nudge.<service>.<shard>`, on core NATS."""
+    service, shard = journal.split("/")
+    return f"fermion.nudge.{service}.{shard}"
+
+
+def headers_of(fact: api.Record) -> dict[str, str]:
     """CloudEvents in binary mode, no more than six headers, for each one costs."""
     return {
         "ce-specversion": "1.0",
@@ -81,40 +110,48 @@ def headers_of(fact: Recorded) -> dict[str, str]:
 
 
 class Bus:
-    """One connection of one service; it reconnects for ever, and says when it is away."""
+    """
+    One connection of one service, kept by `run`; it reconnects for ever.
+
+    While it is not connected every call is `Away` at once, so that nobody waits for NATS who has
+    another way.
+    """
 
     def __init__(self, url: str, name: str, seed_file: Path | None) -> None:
         self.name = name
         self._url = url
         self._seed_file = seed_file
         self._client = Client()
-        self._connecting = asyncio.Lock()
+        self._inbox = ""
+        self._answers: dict[str, asyncio.Future[Msg]] = {}
+        self._pulls: set[_Pull] = set()
+        self._listeners: dict[str, Callable[[], None]] = {}
+        self._connected = asyncio.Event()
+        self._complaint = ""
 
     @property
     def ready(self) -> bool:
         """Whether it is connected now."""
-        return self._client.is_connected
+        return bool(self._inbox) and self._client.is_connected
 
     async def run(self) -> None:
         """Keep connected until cancelled, then close."""
         try:
             while True:
-                if not self._client.is_connected and not self._client.is_reconnecting:
-                    try:
-                        await self._connect()
-                    except Away as error:
-                        _log.warning("NATS is away: %s", error)
-                await asyncio.sleep(1)
+                if self._client.is_closed or not self._inbox:
+                    await self._connect()
+                await asyncio.sleep(CONNECT_AGAIN_SECONDS)
         finally:
-            await self.close()
+            await self._close()
 
-    async def close(self) -> None:
-        """Close the connection."""
-        if not self._client.is_closed:
-            try:
-                await asyncio.wait_for(self._client.close(), 2)
-            except FAULTS:
-                return
+    async def wait_ready(self, seconds: float) -> bool:
+        """Wait until it is connected; False where it was not in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connected.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def create_stream(self, journal: str, first_sequence: int) -> None:
         """Make the journal's stream, so that sequence = position; one that is there stays."""
@@ -132,7 +169,6 @@ class Bus:
                 "max_msgs": -1,
                 "max_consumers": -1,
                 "num_replicas": 1,
-                "duplicate_window": 0,
                 "first_seq": first_sequence,
                 "allow_atomic": True,
                 "allow_direct": True,
@@ -140,38 +176,42 @@ class Bus:
             },
         )
 
+    async def delete_stream(self, journal: str) -> None:
+        """Take the journal's stream away; the relay makes and fills another one."""
+        try:
+            await self._api(f"STREAM.DELETE.{stream_name(journal)}", {})
+        except _NotFound:
+            return
+
     async def tail(self, journal: str) -> Tail | None:
-        """Where a journal's stream ends; None where there is no stream."""
+        """Where a journal's stream begins and ends; None where there is no stream."""
         try:
             found = await self._api(f"STREAM.INFO.{stream_name(journal)}", {})
         except _NotFound:
             return None
         state = found["state"]
         assert isinstance(state, dict)
-        first, last = int(state["first_seq"]), int(state["last_seq"])
-        if int(state["messages"]) == 0:
-            return Tail(first, last, 0)
-        record = await self.message(journal, last)
-        return Tail(first, last, 0 if record is None else record.epoch)
+        last = int(state["last_seq"])
+        return Tail(int(state["first_seq"]) if state["messages"] else last + 1, last)
 
     async def message(self, journal: str, sequence: int) -> api.Record | None:
-        """Read one message of a stream; None where there is none."""
-        reply = await self._request(
-            f"$JS.API.DIRECT.GET.{stream_name(journal)}", json.dumps({"seq": sequence}).encode()
-        )
-        if reply.headers and reply.headers.get("Status"):
+        """Read one message from the stream's leader; None where there is none, or Foreign."""
+        try:
+            found = await self._api(f"STREAM.MSG.GET.{stream_name(journal)}", {"seq": sequence})
+        except _NotFound:
             return None
-        return api.Record.FromString(reply.data)
+        message = found["message"]
+        assert isinstance(message, dict)
+        return _record(base64.b64decode(message.get("data", "")), journal, sequence)
 
-    async def publish(self, facts: Sequence[Recorded], expected_sequence: int) -> int:
+    async def publish(self, facts: Sequence[api.Record], expected_sequence: int) -> int:
         """
         Publish facts behind the expected last sequence; return the stream's last one then.
 
         A few go one by one, pipelined, each with its own expectation; more go as one atomic batch
         of at most BATCH_MAX. Raises OutOfSequence where somebody else published, Away where the
-        answer did not come: read the tail again.
+        answer did not come or was another refusal: read the tail again.
         """
-        await self._ensure()
         if len(facts) >= BATCH_MIN:
             return await self._publish_batch(facts, expected_sequence)
         answers = await asyncio.gather(
@@ -187,64 +227,59 @@ class Bus:
         return expected_sequence + len(facts)
 
     @asynccontextmanager
-    async def follow(
-        self, journal: str, from_sequence: int
-    ) -> AsyncIterator[Callable[[float], Awaitable[list[api.Record]]]]:
+    async def follow(self, journal: str, from_sequence: int) -> AsyncIterator[Following]:
         """
         Read a stream from a sequence, without acknowledgements.
 
         Gives a function that waits so many seconds for what comes next (an empty list where
         nothing did). Away where the consumer is lost: make another from one's own checkpoint.
         """
-        await self._ensure()
-        stream = stream_name(journal)
-        context = self._client.jetstream(timeout=ANSWER_SECONDS_MAX)
+        client, stream = self._reached(), stream_name(journal)
+        pull = _Pull(client, journal, stream, f"{self.name}-{uuid.uuid4().hex}", client.new_inbox())
         try:
-            consumer = await context.add_consumer(
-                stream,
-                ConsumerConfig(
-                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=from_sequence,
-                    ack_policy=AckPolicy.NONE,
-                    mem_storage=True,
-                    num_replicas=1,
-                    inactive_threshold=30.0,
-                ),
-            )
+            subscription = await client.subscribe(pull.inbox, cb=pull.take)
         except FAULTS as error:
-            raise Away(f"no consumer on {stream}: {error}") from error
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox)
+            raise Away(f"no inbox for {stream}: {error!r}") from error
+        self._pulls.add(pull)
         try:
-            pull = _Pull(self._client, subscription, inbox, stream, consumer.name)
+            await self._create_consumer(pull, from_sequence)
             yield pull.next
         finally:
+            self._pulls.discard(pull)
             try:
                 await subscription.unsubscribe()
-                await context.delete_consumer(stream, consumer.name)
+                # Nobody waits for the answer: a consumer that stays ends by its inactivity.
+                await client.publish(
+                    f"$JS.API.CONSUMER.DELETE.{stream}.{pull.consumer}",
+                    reply=f"{self._inbox}.deleted",
+                )
             except FAULTS:
-                # It ends by itself once nobody asks for its next message.
-                _log.debug("consumer %s is left to its inactivity", consumer.name)
+                _log.debug("consumer %s is left to its inactivity", pull.consumer)
 
     async def nudge(self, journal: str) -> None:
         """Tell other processes of the service that its journal has grown; it may get lost."""
+        try:
+            await self._reached().publish(nudge_subject(journal))
+        except (Away, *FAULTS):
+            return
+
+    async def on_nudge(self, journal: str, listener: Callable[[], None]) -> None:
+        """Have a function called at each nudge, also on later connections."""
+        self._listeners[journal] = listener
         if self.ready:
-            service, shard = journal.split("/")
-            try:
-                await self._client.publish(f"fermion.nudge.{service}.{shard}", b"")
-            except FAULTS:
-                return
+            await self._listen(self._client, journal, listener)
 
-    async def _publish_one(self, fact: Recorded, expected: int) -> None:
+    async def _publish_one(self, fact: api.Record, expected: int) -> None:
         headers = {**headers_of(fact), "Nats-Expected-Last-Sequence": str(expected)}
-        body = to_record(fact).SerializeToString(deterministic=True)
-        reply = await self._request(subject_of(fact), body, headers)
-        _check_ack(json.loads(reply.data))
+        body = fact.SerializeToString()
+        _check(await self._ask(subject_of(fact), body, headers))
 
-    async def _publish_batch(self, facts: Sequence[Recorded], expected: int) -> int:
-        token = uuid.uuid4().hex
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox)
+    async def _publish_batch(self, facts: Sequence[api.Record], expected: int) -> int:
+        client, token = self._reached(), uuid.uuid4().hex
+        # The first asks, too, so that a batch that cannot begin says so at once.
+        begun, begins = self._expect()
+        done, ends = self._expect()
+        replies = {1: begun, len(facts): done}
         try:
             for place, fact in enumerate(facts, start=1):
                 headers = {
@@ -256,149 +291,272 @@ class Bus:
                     headers["Nats-Expected-Last-Sequence"] = str(expected)
                 if place == len(facts):
                     headers["Nats-Batch-Commit"] = "1"
-                body = to_record(fact).SerializeToString(deterministic=True)
-                # The first asks, too, so that a batch that cannot begin says so at once.
-                reply = inbox if place in (1, len(facts)) else ""
-                await self._client.publish(subject_of(fact), body, reply=reply, headers=headers)
-            while True:
-                answer = await subscription.next_msg(ANSWER_SECONDS_MAX)
-                if not answer.data:
-                    if answer.headers and answer.headers.get("Status"):
-                        raise Away(f"nobody answers for {stream_name(facts[0].journal)}")
-                    continue
-                found = json.loads(answer.data)
-                _check_ack(found)
-                if "batch" in found:
-                    return int(found["seq"])
+                body = fact.SerializeToString()
+                await client.publish(
+                    subject_of(fact), body, reply=replies.get(place, ""), headers=headers
+                )
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                for answer in (begins, ends):
+                    _check(await answer)
         except FAULTS as error:
             raise Away(f"a batch of {len(facts)} was not answered: {error!r}") from error
         finally:
-            try:
-                await subscription.unsubscribe()
-            except FAULTS:
-                _log.debug("the batch's inbox went with its connection")
+            self._forget(begun, done)
+        return expected + len(facts)
 
-    async def _api(self, operation: str, body: dict[str, object]) -> dict[str, object]:
-        reply = await self._request(f"$JS.API.{operation}", json.dumps(body).encode())
-        found: dict[str, object] = json.loads(reply.data or b"{}")
+    async def _create_consumer(self, pull: _Pull, from_sequence: int) -> None:
+        try:
+            await self._api(
+                f"CONSUMER.CREATE.{pull.stream}.{pull.consumer}",
+                {
+                    "stream_name": pull.stream,
+                    "config": {
+                        "name": pull.consumer,
+                        "deliver_policy": "by_start_sequence",
+                        "opt_start_seq": from_sequence,
+                        "ack_policy": "none",
+                        "replay_policy": "instant",
+                        "mem_storage": True,
+                        "num_replicas": 1,
+                        "inactive_threshold": int(CONSUMER_IDLE_SECONDS * 1e9),
+                    },
+                },
+                CONSUMER_SECONDS_MAX,
+            )
+        except _NotFound as error:
+            raise Away(f"there is no {pull.stream}") from error
+
+    async def _api(
+        self, operation: str, body: dict[str, object], seconds: float = ANSWER_SECONDS_MAX
+    ) -> dict[str, object]:
+        answer = await self._ask(f"$JS.API.{operation}", json.dumps(body).encode(), None, seconds)
+        found: dict[str, object] = json.loads(answer.data or b"{}")
         error = found.get("error")
         if isinstance(error, dict):
             if error.get("err_code") in _NOT_FOUND:
                 raise _NotFound(operation)
-            if error.get("err_code") == 10058:
-                # A stream of that name is there with another configuration: it is kept as it is.
-                return found
-            raise Away(f"{operation}: {error.get('description')}")
+            # A stream of that name is there with another configuration: it is kept as it is.
+            if error.get("err_code") != _NAME_IN_USE:
+                raise Away(f"{operation}: {error.get('description')}")
         return found
 
-    async def _request(
-        self, subject: str, body: bytes, headers: dict[str, str] | None = None
+    async def _ask(
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str] | None,
+        seconds: float = ANSWER_SECONDS_MAX,
     ) -> Msg:
-        await self._ensure()
+        client = self._reached()
+        reply, answer = self._expect()
         try:
-            return await self._client.request(
-                subject, body, timeout=ANSWER_SECONDS_MAX, headers=headers
-            )
+            await client.publish(subject, body, reply=reply, headers=headers)
+            async with asyncio.timeout(seconds):
+                return await answer
         except FAULTS as error:
             raise Away(f"{subject} was not answered: {error!r}") from error
+        finally:
+            self._forget(reply)
 
-    async def _ensure(self) -> None:
-        if self._client.is_connected:
+    def _expect(self) -> tuple[str, asyncio.Future[Msg]]:
+        reply = f"{self._inbox}.{uuid.uuid4().hex}"
+        self._answers[reply] = asyncio.get_running_loop().create_future()
+        return reply, self._answers[reply]
+
+    def _forget(self, *replies: str) -> None:
+        for reply in replies:
+            answer = self._answers.pop(reply, None)
+            if answer is not None and not answer.cancel():
+                # An answer that nobody came to read is no fault.
+                answer.exception()
+
+    async def _answer(self, message: Msg) -> None:
+        answer = self._answers.get(message.subject)
+        if answer is None or answer.done():
             return
-        if self._client.is_reconnecting:
-            raise Away("reconnecting")
-        await self._connect()
+        if (message.headers or {}).get("Status") == "503":
+            answer.set_exception(Away(f"nobody answers for {message.subject}"))
+        else:
+            answer.set_result(message)
+
+    def _reached(self) -> Client:
+        if not self.ready:
+            raise Away(f"{self._url} is not connected")
+        return self._client
 
     async def _connect(self) -> None:
-        async with self._connecting:
-            if self._client.is_connected or self._client.is_reconnecting:
-                return
-            client = Client()
-            try:
-                await client.connect(
-                    self._url,
-                    name=self.name,
-                    nkeys_seed=str(self._seed_file) if self._seed_file else None,
-                    inbox_prefix=f"_INBOX_{self.name}".encode(),
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; a float works
-                    connect_timeout=CONNECT_SECONDS_MAX,  # type: ignore[arg-type]  # seconds; a float works
-                    ping_interval=10,
-                    error_cb=_quiet,
-                    disconnected_cb=self._gone,
-                )
-            except (*FAULTS, nats.errors.NoServersError) as error:
-                raise Away(f"{self._url}: {error!r}") from error
-            self._client = client
+        """Connect, however long it takes; nats-py tries again by itself."""
+        client = self._client = Client()
+        try:
+            await client.connect(
+                self._url,
+                name=self.name,
+                nkeys_seed=str(self._seed_file) if self._seed_file else None,
+                inbox_prefix=f"_INBOX_{self.name}".encode(),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=CONNECT_AGAIN_SECONDS,  # type: ignore[arg-type]  # a float works
+                connect_timeout=CONNECT_SECONDS_MAX,  # type: ignore[arg-type]  # a float works
+                ping_interval=5,
+                error_cb=self._complain,
+                disconnected_cb=self._lost,
+                reconnected_cb=self._found,
+                closed_cb=self._lost,
+            )
+            inbox = client.new_inbox()
+            await client.subscribe(f"{inbox}.*", cb=self._answer)
+            for journal, listener in self._listeners.items():
+                await self._listen(client, journal, listener)
+        except FAULTS as error:
+            await self._complain(error)
+            await self._close()
+            return
+        self._inbox = inbox
+        await self._found()
 
-    async def _gone(self) -> None:
-        _log.info("NATS connection of %s was lost; reconnecting", self.name)
+    async def _listen(self, client: Client, journal: str, listener: Callable[[], None]) -> None:
+        async def heard(message: Msg) -> None:
+            del message
+            listener()
+
+        await client.subscribe(nudge_subject(journal), cb=heard)
+
+    async def _close(self) -> None:
+        self._inbox = ""
+        self._connected.clear()
+        if not self._client.is_closed:
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                    await self._client.close()
+            except FAULTS:
+                return
+
+    async def _found(self) -> None:
+        self._complaint = ""
+        self._connected.set()
+
+    async def _lost(self) -> None:
+        """Tell everybody who waits, so that nobody waits for a deadline."""
+        self._connected.clear()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Away("the connection was lost"))
+        for pull in self._pulls:
+            pull.lose("the connection was lost")
+
+    async def _complain(self, error: Exception) -> None:
+        """Say each new trouble once, not at each attempt."""
+        level = logging.DEBUG if repr(error) == self._complaint else logging.WARNING
+        self._complaint = repr(error)
+        _log.log(level, "NATS of %s at %s: %r", self.name, self._url, error)
 
 
 class _NotFound(Exception):
-    """There is no such stream."""
+    """There is no such stream, or no such message in it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pull:
-    """Asks for the next messages again and again, with a heartbeat that tells a lost consumer."""
+    """Asks for the next messages again and again; heartbeats tell a consumer that is lost."""
 
     client: Client
-    subscription: Subscription
-    inbox: str
+    journal: str
     stream: str
     consumer: str
-    outstanding: bool = False
+    inbox: str
+    waiting: deque[Msg] = field(default_factory=deque)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    # Messages that were asked for and have not come.
+    asked: int = 0
+    heard: float = 0.0
+    lost: str = ""
+
+    async def take(self, message: Msg) -> None:
+        """Take what the server sends: a message, a heartbeat, or the end of what was asked."""
+        self.heard = asyncio.get_running_loop().time()
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status is None:
+            self.asked -= 1
+            self.waiting.append(message)
+        elif status in ("404", "408"):
+            self.asked -= int(headers.get("Nats-Pending-Messages", self.asked))
+        elif status != "100":
+            self.lose(f"{status} {headers.get('Description', '')}")
+        self.woken.set()
+
+    def lose(self, why: str) -> None:
+        """End it; whoever waits hears Away."""
+        self.lost = why
+        self.woken.set()
 
     async def next(self, seconds: float) -> list[api.Record]:
         """Wait for what comes next; an empty list where nothing did in so many seconds."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         try:
-            if not self.outstanding:
-                await self._ask(seconds)
-            records: list[api.Record] = []
-            deadline = asyncio.get_running_loop().time() + seconds
             while True:
-                wait = 0.001 if records else max(0.01, deadline - asyncio.get_running_loop().time())
+                if self.lost:
+                    raise Away(f"consumer on {self.stream}: {self.lost}")
+                if self.asked <= PULL_MAX // 2:
+                    await self._ask()
+                if self.waiting:
+                    return self._drain()
+                self.woken.clear()
+                now = loop.time()
+                if now >= self.heard + LOST_SECONDS:
+                    raise Away(f"consumer on {self.stream}: silent")
+                if now >= deadline:
+                    return []
                 try:
-                    message = await self.subscription.next_msg(wait)
-                except (TimeoutError, nats.errors.TimeoutError):
-                    if not records:
-                        self.outstanding = False
-                    return records
-                status = (message.headers or {}).get("Status")
-                if status is None:
-                    records.append(api.Record.FromString(message.data))
-                    if len(records) >= BATCH_MAX:
-                        return records
-                elif status in ("404", "408"):
-                    self.outstanding = False
-                    return records
-                elif status != "100":
-                    raise Away(f"consumer on {self.stream}: {message.headers}")
-        except FAULTS as error:
+                    async with asyncio.timeout(min(deadline, self.heard + LOST_SECONDS) - now):
+                        await self.woken.wait()
+                except TimeoutError:
+                    continue
+        except (Foreign, *FAULTS) as error:
             raise Away(f"consumer on {self.stream}: {error!r}") from error
 
-    async def _ask(self, seconds: float) -> None:
+    async def _ask(self) -> None:
         body = {
-            "batch": 100_000,
-            "expires": int(max(seconds, 1.0) * 1e9),
+            "batch": PULL_MAX,
+            "expires": int(PULL_SECONDS * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
         }
+        self.asked += PULL_MAX
+        self.heard = asyncio.get_running_loop().time()
         await self.client.publish(
             f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}",
             json.dumps(body).encode(),
             reply=self.inbox,
         )
-        self.outstanding = True
+
+    def _drain(self) -> list[api.Record]:
+        records: list[api.Record] = []
+        while self.waiting and len(records) < BATCH_MAX:
+            message = self.waiting.popleft()
+            # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>…, with two more parts before in a domain.
+            parts = message.reply.split(".")
+            sequence = int(parts[5] if len(parts) == 9 else parts[7])
+            records.append(_record(message.data, self.journal, sequence))
+        return records
 
 
-def _check_ack(found: dict[str, object]) -> None:
-    error = found.get("error")
-    if not isinstance(error, dict):
+def _record(data: bytes, journal: str, sequence: int) -> api.Record:
+    try:
+        record = api.Record.FromString(data)
+    except DecodeError as error:
+        raise Foreign(f"message {sequence} in the stream of {journal} is no fact") from error
+    if (record.journal, record.position) != (journal, sequence):
+        raise Foreign(
+            f"message {sequence} in the stream of {journal} is position {record.position} of "
+            f"{record.journal or 'no journal'}"
+        )
+    return record
+
+
+def _check(answer: Msg) -> None:
+    error = json.loads(answer.data).get("error") if answer.data else None
+    if error is None:
         return
-    if error.get("err_code") in _WRONG_SEQUENCE or "wrong last sequence" in str(error):
+    if error.get("err_code") in _WRONG_SEQUENCE:
         raise OutOfSequence(str(error.get("description")))
     raise Away(str(error.get("description")))
-
-
-async def _quiet(error: Exception) -> None:
-    _log.debug("NATS: %r", error)

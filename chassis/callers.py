@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Final
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from chassis.clock import Clock
 from chassis.envelope import Recorded
+from chassis.feed import Feed, NewLineage
 from chassis.keys import PublicKey, Verifier
-from chassis.readers import Feed, NewLineage
 from chassis.refusals import Denied, Refused, Unauthenticated, Unavailable
 from fermion.api.projects import v1 as api
 
@@ -63,13 +64,17 @@ class KnownProject:
     """What a process knows of a project."""
 
     uid: str
-    archived: bool = False
     roles: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Directory:
-    """Users, projects, roles, revoked tokens and keys, folded from the projects journal."""
+    """
+    Users, projects, roles, revoked tokens and keys, folded from the projects journal.
+
+    An archived project is still read by its members, and what may still be changed in it is decided
+    by the service that owns it; a deleted one is as one that never was.
+    """
 
     verifier: Verifier = field(default_factory=Verifier)
     users: dict[str, KnownUser] = field(default_factory=dict)
@@ -92,8 +97,6 @@ class Directory:
                     project.roles.pop(said.uid, None)
             case api.ProjectCreated() as said:
                 self.projects[said.project] = KnownProject(said.uid)
-            case api.ProjectArchived() as said:
-                self.projects[said.project].archived = True
             case api.ProjectDeleted() as said:
                 self.projects.pop(said.project, None)
             case api.MemberSet() as said:
@@ -115,7 +118,9 @@ class Callers:
     Follows the projects journal in memory, in every process, so that no call on the way in is made.
 
     A revocation reaches a process with its lag behind the journal. Before the process has caught
-    up for the first time, users are answered CALLERS_BEHIND.
+    up for the first time, and while it reads a restored journal anew, everybody with a token is
+    answered CALLERS_BEHIND: half a history may hold a role that was taken away later. The process
+    that owns the journal reads it where it stands, so that this ends whatever else is away.
     """
 
     def __init__(self, feed: Feed, clock: Clock, first_keys: list[PublicKey]) -> None:
@@ -125,10 +130,10 @@ class Callers:
         self._clock = clock
         self._first_keys = first_keys
         self._moved = asyncio.Event()
-        self.directory = Directory()
         self._begin()
 
     def _begin(self) -> None:
+        self.ready.clear()
         self.directory = Directory()
         self.position = 0
         for key in self._first_keys:
@@ -138,18 +143,26 @@ class Callers:
         """Follow until cancelled; another lineage of the journal is folded anew."""
         while True:
             try:
-                async for page in self._feed.pages(self.position, 0):
-                    for fact in page:
-                        self.directory.take(fact)
-                        self.position = fact.position
-                    # An empty page before the owner has answered once tells nothing.
-                    if not page and self._feed.heard:
-                        self.ready.set()
-                    self._moved.set()
-                    self._moved = asyncio.Event()
+                async with aclosing(self._feed.pages(self.position, 0)) as pages:
+                    async for page in pages:
+                        self._take(page)
             except NewLineage as new:
                 _log.warning("the projects journal is of epoch %d now; reading it anew", new.epoch)
                 self._begin()
+
+    def _take(self, page: Sequence[Recorded]) -> None:
+        for fact in page:
+            try:
+                self.directory.take(fact)
+            except KeyError as error:
+                # Every such fact leaves less allowed than it says, and never more.
+                _log.error("projects/0:%d tells of %s, who was never there", fact.position, error)
+            self.position = fact.position
+        # Before the owner has answered once, the head is not known.
+        if self._feed.heard and self.position >= self._feed.head:
+            self.ready.set()
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def reached(self, position: int, seconds: float) -> bool:
         """Wait until a position is folded; False where it was not in time."""
@@ -175,7 +188,13 @@ class Callers:
                 "The authorization header is not `Bearer <token>`.",
                 next_step="Send a token of this platform as `authorization: Bearer …`.",
             )
-        claims = self.directory.verifier.verify(token.strip(), self._clock.now())
+        try:
+            claims = self.directory.verifier.verify(token.strip(), self._clock.now())
+        except Unauthenticated:
+            if not self.ready.is_set():
+                # The key may be one that was added by a fact.
+                raise _behind() from None
+            raise
         if claims.uid in self.directory.revoked:
             raise Unauthenticated(
                 "TOKEN_REVOKED",
@@ -190,18 +209,20 @@ class Callers:
         return Caller(claims.subject, "user", token_uid=claims.uid)
 
     def recognise(self, caller: Caller) -> Caller:
-        """Fill in what is known of a user; one who is not known is `Unauthenticated`."""
+        """
+        Fill in what is known of a user; one who is not known is `Unauthenticated`.
+
+        Raises `Unavailable` (CALLERS_BEHIND) before it is known who may do what.
+        """
+        if caller.kind == ANONYMOUS:
+            return caller
+        if not self.ready.is_set():
+            raise _behind()
         if caller.kind != "user":
             return caller
         known = self.directory.users.get(caller.uid)
         if known is not None:
             return Caller(caller.uid, "user", known.name, known.platform_role, caller.token_uid)
-        if not self.ready.is_set():
-            raise Unavailable(
-                "CALLERS_BEHIND",
-                "This process has not yet read who may do what.",
-                next_step="Send the same request again in a moment.",
-            )
         raise Unauthenticated(
             "USER_UNKNOWN",
             f"The token speaks for {caller.uid}, who is not a user of this platform (any more).",
@@ -270,15 +291,27 @@ class Callers:
 def rules(service_names: Iterable[str]) -> dict[str, api.Access]:
     """The access rule of every RPC of these gRPC services, by `/package.Service/Method`."""
     pool = descriptor_pool.Default()
-    return {
-        f"/{name}/{method.name}": rule_of(method)
-        for name in service_names
-        for method in pool.FindServiceByName(name).methods
-    }
+    found: dict[str, api.Access] = {}
+    for name in service_names:
+        for method in pool.FindServiceByName(name).methods:
+            if method.client_streaming:
+                raise Refused(
+                    "STREAM_OF_REQUESTS",
+                    f"{method.full_name} takes a stream of requests, which nobody checks.",
+                    next_step="Let it take one request.",
+                    method=method.full_name,
+                )
+            found[f"/{name}/{method.name}"] = rule_of(method)
+    return found
 
 
 def rule_of(method: MethodDescriptor) -> api.Access:
-    """The access rule of one RPC; one without a rule is refused at start (ACCESS_RULE_MISSING)."""
+    """
+    The access rule of one RPC, refused at start where it cannot be checked.
+
+    ACCESS_RULE_MISSING: there is none. ACCESS_RULE_WRONG: it asks for no role, for two, or for one
+    in a project or of a user that no field of the request names.
+    """
     options = method.GetOptions()
     if not options.HasExtension(api.access):
         raise Refused(
@@ -287,7 +320,42 @@ def rule_of(method: MethodDescriptor) -> api.Access:
             next_step="Give it the option (fermion.api.projects.v1.access).",
             method=method.full_name,
         )
-    return options.Extensions[api.access]
+    rule = options.Extensions[api.access]
+    if bool(rule.role) == bool(rule.platform):
+        raise _wrong(method, "asks for neither or both of a project's and a platform's role")
+    if bool(rule.role) != bool(rule.resource) or (rule.bare and not rule.role):
+        raise _wrong(method, "asks for a project's role and names no project, or the other way")
+    for path in (rule.resource, rule.self):
+        if path and not _is_text(method.input_type, path):
+            raise _wrong(method, f"names {path!r}, which is no text field of the request")
+    return rule
+
+
+def _wrong(method: MethodDescriptor, why: str) -> Refused:
+    return Refused(
+        "ACCESS_RULE_WRONG",
+        f"The access rule of {method.full_name} {why}.",
+        next_step="Correct its option (fermion.api.projects.v1.access).",
+        method=method.full_name,
+    )
+
+
+def _is_text(message: Descriptor, path: str) -> bool:
+    name, _, rest = path.partition(".")
+    found = message.fields_by_name.get(name)
+    if found is None or found.is_repeated:
+        return False
+    if not rest:
+        return bool(found.type == FieldDescriptor.TYPE_STRING)
+    return found.message_type is not None and _is_text(found.message_type, rest)
+
+
+def _behind() -> Unavailable:
+    return Unavailable(
+        "CALLERS_BEHIND",
+        "This process has not yet read who may do what.",
+        next_step="Send the same request again in a moment.",
+    )
 
 
 def _field(message: Message, path: str) -> str:

@@ -14,9 +14,11 @@ Default = TypeVar("Default")
 Settings = TypeVar("Settings")
 
 
-def setting(variable: str, default: Default, doc: str) -> Default:
-    """Declare a field of a settings class: its environment variable, its default, what it does."""
-    made: object = field(default=default, metadata={"variable": variable, "doc": doc})
+def setting(variable: str, default: Default, doc: str, *, least: float | None = None) -> Default:
+    """Declare a field of a settings class: variable, default, what it does, the least number."""
+    made: object = field(
+        default=default, metadata={"variable": variable, "doc": doc, "least": least}
+    )
     return cast(Default, made)
 
 
@@ -58,10 +60,10 @@ class Common:
         "FERMION_OTLP_ENDPOINT", "http://127.0.0.1:4317", "The collector, where traces are otlp."
     )
     pool_size: int = setting(
-        "FERMION_POOL_SIZE", 8, "Connections to PostgreSQL per service and process."
+        "FERMION_POOL_SIZE", 8, "Connections to PostgreSQL per service and process.", least=1
     )
     start_seconds_max: float = setting(
-        "FERMION_START_SECONDS_MAX", 60.0, "So long a start waits for PostgreSQL."
+        "FERMION_START_SECONDS_MAX", 60.0, "So long a start waits for PostgreSQL.", least=0
     )
 
 
@@ -73,7 +75,7 @@ def load(cls: type[Settings], environment: Mapping[str, str]) -> Settings:
         variable = str(one.metadata["variable"])
         text = environment.get(variable)
         if text is not None and text != "":
-            values[one.name] = _parse(variable, text, hints[one.name])
+            values[one.name] = _parse(variable, text, hints[one.name], one.metadata["least"])
     return cls(**values)
 
 
@@ -117,10 +119,16 @@ _PARSERS: Mapping[object, tuple[Callable[[str], object], str]] = {
 }
 
 
-def _parse(variable: str, text: str, kind: object) -> object:
+def _parse(variable: str, text: str, kind: object, least: float | None) -> object:
     parser, rule = _PARSERS[kind]
+    if least is not None:
+        rule += f" of at least {least:g}"
     try:
-        return parser(text)
+        value = parser(text)
+        # Written this way round, because no comparison with "nan" is true.
+        if least is not None and not (isinstance(value, int | float) and value >= least):
+            raise ValueError(text)
+        return value
     except ValueError as error:
         raise Invalid(
             "SETTING_INVALID",

@@ -120,7 +120,11 @@ def to_record(fact: Recorded) -> api.Record:
 
 
 def from_record(record: api.Record, registry: Registry) -> Recorded:
-    """Read what ReadLog or NATS brought."""
+    """Read what ReadLog or NATS brought; bytes that are no such message leave `message` None."""
+    try:
+        message = registry.decode(record.type, record.data)
+    except ValueError:
+        message = None
     return Recorded(
         journal=record.journal,
         epoch=record.epoch,
@@ -134,7 +138,7 @@ def from_record(record: api.Record, registry: Registry) -> Recorded:
         data=record.data,
         meta=from_meta(record.meta),
         record_time=record.record_time.ToDatetime(tzinfo=UTC),
-        message=registry.decode(record.type, record.data),
+        message=message,
     )
 
 

@@ -13,7 +13,7 @@ ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 NAMESPACE: Final = uuid.UUID("5f0a6a52-6c1e-5b57-9d0f-8f2b1b0c7e41")
 
 _VALUES: Final = {letter: value for value, letter in enumerate(ALPHABET)}
-_TYPEID: Final = re.compile(r"^([a-z]{1,20})_([0-7][0-9a-hjkmnp-tv-z]{25})$")
+_TYPEID: Final = re.compile(r"([a-z]{1,20})_([0-7][0-9a-hjkmnp-tv-z]{25})")
 
 
 def typeid(prefix: str, value: uuid.UUID) -> str:
@@ -25,7 +25,7 @@ def typeid(prefix: str, value: uuid.UUID) -> str:
 
 def parse(text: str) -> tuple[str, uuid.UUID]:
     """Split a TypeID into prefix and UUID; raises ValueError where it is none."""
-    found = _TYPEID.match(text)
+    found = _TYPEID.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a TypeID such as inst_01jd3k5v7m2r8q4w6x9y0z1a2b")
     number = 0

@@ -192,9 +192,12 @@ class Journal(Protocol):
         """
         Commit one command with others of its moment.
 
-        Raises Stale, Stated, Remembered, Overtaken, Fenced, a claim's own refusal, Exhausted where
-        too many wait, Invalid (FACT_TOO_LARGE), OutcomeUnknown where PostgreSQL stays away.
-        All statements said already: committed without facts.
+        Decided in this order: Remembered, Overtaken, Fenced, Stale, Stated, a claim's own refusal;
+        of names, a command's releases come before its claims. All statements said already:
+        committed without facts. Also raises Exhausted where too many wait, Invalid (FACT_TOO_LARGE,
+        TEXT_HAS_NUL), Unavailable where the database stays away and nothing was committed,
+        OutcomeUnknown where it went away in the commit. ValueError for a command that states one
+        thing twice; whatever a projection raises.
         """
         ...
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from chassis.refusals import Invalid, Violation
 
@@ -17,6 +17,7 @@ _CONDITION = re.compile(
         (?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+))\s*""",
     re.VERBOSE,
 )
+_TICK = timedelta(microseconds=1)
 _AND = re.compile(r"AND\s", re.IGNORECASE)
 
 
@@ -57,25 +58,37 @@ class Filter:
         self, text: str, name: str, operator: str, value: str, states: Mapping[str, int]
     ) -> Filter:
         match name, operator:
-            case "name", ":" if value.endswith("*"):
-                return replace(self, name_prefix=value[:-1])
-            case "name", "=" if value.endswith("*"):
-                return replace(self, name_prefix=value[:-1])
-            case "name", "=" | ":":
-                return replace(self, name=value)
+            case "name", ":" | "=" if value.endswith("*"):
+                return self._once(text, name_prefix=value[:-1])
+            case "name", ":" | "=":
+                return self._once(text, name=value)
             case "state", "=" if value.removeprefix("STATE_") in states:
-                return replace(self, states=(*self.states, states[value.removeprefix("STATE_")]))
+                return self._once(text, states=(states[value.removeprefix("STATE_")],))
             case "state", "=":
                 raise _wrong(text, f"state {value!r} is none of {', '.join(states)}")
-            case "create_time", ">" | ">=":
-                return replace(self, created_after=_time(text, value))
-            case "create_time", "<" | "<=":
-                return replace(self, created_before=_time(text, value))
+            # Times are kept in whole microseconds, so that "from" is "after the one before".
+            case "create_time", ">":
+                return self._once(text, created_after=_time(text, value))
+            case "create_time", ">=":
+                return self._once(text, created_after=_time(text, value) - _TICK)
+            case "create_time", "<":
+                return self._once(text, created_before=_time(text, value))
+            case "create_time", "<=":
+                return self._once(text, created_before=_time(text, value) + _TICK)
             case _, "=" if name.startswith("labels."):
-                labels = {**self.labels, name.removeprefix("labels."): value}
-                return replace(self, labels=labels)
+                label = name.removeprefix("labels.")
+                if label in self.labels:
+                    raise _wrong(text, f"the label {label} is limited twice")
+                return replace(self, labels={**self.labels, label: value})
             case _:
                 raise _wrong(text, f"`{name} {operator}` is not understood")
+
+    def _once(self, text: str, **limit: str | datetime | tuple[int, ...]) -> Filter:
+        """Limit something; all conditions hold, so a second limit of the same kind is a mistake."""
+        for name in limit:
+            if getattr(self, name):
+                raise _wrong(text, f"{name.replace('_', ' ')} is limited twice")
+        return replace(self, **limit)  # type: ignore[arg-type]  # the names are fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +129,25 @@ class PageToken:
         """Read a token; one of another question is `Invalid` (PAGE_TOKEN_MISMATCH)."""
         try:
             digest, key, uid = json.loads(base64.urlsafe_b64decode(token.encode()))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _mismatch("is not a page token") from error
         if digest != _digest(scope) or not isinstance(key, str) or not isinstance(uid, str):
             raise _mismatch("belongs to another parent, filter or order")
+        if "\0" in key or "\0" in uid:
+            raise _mismatch("is not a page token")
         return key, uid
+
+    @staticmethod
+    def decode_time(token: str, scope: str) -> tuple[datetime, str]:
+        """Read a token whose key is a moment in the form of `isoformat`."""
+        key, uid = PageToken.decode(token, scope)
+        try:
+            moment = datetime.fromisoformat(key)
+        except ValueError as error:
+            raise _mismatch("is not a page token") from error
+        if moment.tzinfo is None:
+            raise _mismatch("is not a page token")
+        return moment, uid
 
 
 def _digest(scope: str) -> str:
@@ -139,9 +166,14 @@ def _mismatch(why: str) -> Invalid:
 def _time(text: str, value: str) -> datetime:
     try:
         moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        # Leaves room on both sides for the tick and for any time zone.
+        if not 1 < moment.year < 9999:
+            raise ValueError(value)
     except ValueError as error:
         raise _wrong(text, f"{value!r} is not a time such as 2026-11-24T08:00:00Z") from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return moment
 
 
 def _wrong(text: str, why: str) -> Invalid:

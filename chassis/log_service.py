@@ -16,13 +16,14 @@ from chassis.queries import Queries
 from chassis.readers import Reader
 from chassis.rebuild import rebuild
 from chassis.refusals import Missing
-from chassis.relay import Relay
+from chassis.relay import Relay, portions
 from chassis.rpc import Context, answer_position, meta_of
 from chassis.store import PostgresJournal
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
 
 PAGE_MAX = 1000
+PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
@@ -56,13 +57,15 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         after, left = request.after, request.limit or None
         while True:
             size = PAGE_MAX if left is None else min(PAGE_MAX, left)
-            page = await journal.read(after, size, project)
-            yield api.ReadLogResponse(
-                records=[to_record(fact) for fact in page.records],
-                head=page.head,
-                epoch=page.epoch,
-                epoch_first_position=page.epoch_first,
-            )
+            page = await journal.records(after, size, project)
+            # A page of large facts goes in several parts: gRPC takes 4 MiB a message.
+            for part in list(portions(page.records, api.Record.ByteSize, PAGE_BYTES_MAX)) or [[]]:
+                yield api.ReadLogResponse(
+                    records=part,
+                    head=page.head,
+                    epoch=page.epoch,
+                    epoch_first_position=page.epoch_first,
+                )
             if left is not None:
                 left -= len(page.records)
             if len(page.records) < size or left == 0:
@@ -73,14 +76,19 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     async def ListFacts(
         self, request: api.ListFactsRequest, context: Context
     ) -> api.ListFactsResponse:
-        """List one stream's facts; a stream of another project is as one that is not there."""
+        """
+        List one stream's facts; a stream of another project is as one that is not there.
+
+        Large facts make fewer of them; only an empty answer is the end.
+        """
         journal = self._find(request.journal).journal
         facts = await journal.read_stream(
             request.stream, request.after_version, request.page_size or PAGE_MAX
         )
         project = request.project.removeprefix("projects/")
+        own = [to_record(fact) for fact in facts if fact.project == project]
         return api.ListFactsResponse(
-            records=[to_record(fact) for fact in facts if fact.project == project]
+            records=next(portions(own, api.Record.ByteSize, PAGE_BYTES_MAX), [])
         )
 
     async def GetJournal(
@@ -108,7 +116,8 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         """Check every equality."""
         checks: list[api.AuditCheck] = []
         for hosted in self._chosen(request.journal):
-            checks += await audit(hosted.journal, hosted.database, hosted.bus)
+            feeds = [reader.feed for reader in hosted.readers]
+            checks += await audit(hosted.journal, hosted.database, hosted.bus, feeds)
         return api.AuditJournalResponse(checks=checks)
 
     async def RebuildProjection(

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from chassis.postgres import Connection, Database
+from chassis.postgres import LOST, Connection, Database, unavailable
 from chassis.refusals import Refused
 
 _NUMBERED = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
@@ -19,7 +19,8 @@ async def migrate(database: Database, folder: Path, schema: str) -> int:
     Apply what is new in a folder of `0001_name.sql` files to one schema; return how many were new.
 
     Each file runs in a transaction of its own with its checksum. A file that was edited after it
-    was applied is refused (MIGRATION_EDITED): add a new one instead.
+    was applied is refused (MIGRATION_EDITED): add a new one instead. `Unavailable` where the
+    database goes away; what was applied stays, and the next start goes on from there.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix == ".sql")
     for path in files:
@@ -34,8 +35,11 @@ async def migrate(database: Database, folder: Path, schema: str) -> int:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
         return await apply(connection, files, schema)
+    except LOST as error:
+        raise unavailable(error) from error
     finally:
-        await connection.close()
+        # Cut, not closed: a closing handshake with a server that is gone would hide the error.
+        connection.terminate()
 
 
 async def apply(connection: Connection, files: list[Path], schema: str) -> int:

@@ -18,7 +18,8 @@ _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
 def stream_of(reader: str, journal: str) -> str:
     """The stream of what operators did about one reader of one journal."""
-    return f"reader/{reader}-{journal}".replace("/", "-").replace("reader-", "reader/", 1)
+    name = f"{reader}-{journal}".replace("/", "-")
+    return f"reader/{name}"
 
 
 def place_operation(fact: Message) -> Place | None:

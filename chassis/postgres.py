@@ -19,7 +19,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 STATEMENT_SECONDS_MAX = 30.0
 CONNECT_SECONDS_MAX = 5.0
 
-# What a lost, refused or half-open connection looks like, asyncpg's own state errors included.
+# What a lost, refused or half-open connection looks like, asyncpg's own state errors included; and
+# a server that cannot work just now: shutting down, out of room, or a standby by now.
 LOST = (
     OSError,
     EOFError,
@@ -27,11 +28,26 @@ LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
+
+
+class Misfit(Exception):
+    """A statement and its arguments do not fit each other: a fault of the program, not of the network."""
+
+
+def is_lost(error: BaseException, connection: Connection) -> bool:
+    """
+    Tell a lost connection from a fault of the program.
+
+    asyncpg has one class for both: a wrong number of arguments leaves the connection open.
+    """
+    if isinstance(error, asyncpg.InterfaceError):
+        return connection.is_closed()
+    return isinstance(error, LOST)
 
 
 def unavailable(error: BaseException) -> Unavailable:
@@ -47,7 +63,8 @@ class Database:
     """
     One service's part of the database: schema `<service>`, read models in `<service>_rows`.
 
-    Every lost connection becomes `Unavailable` (DATABASE_UNAVAILABLE).
+    Every lost connection becomes `Unavailable` (DATABASE_UNAVAILABLE), the body of `connection()`
+    included. A wrong number of arguments is `Misfit`.
     """
 
     def __init__(self, dsn: str, service: str, *, rows_schema: str | None = None) -> None:
@@ -71,6 +88,7 @@ class Database:
                 max_size=pool_size,
                 timeout=CONNECT_SECONDS_MAX,
                 command_timeout=STATEMENT_SECONDS_MAX,
+                reset=_keep,
                 server_settings=self._settings("pool"),
             )
         except LOST as error:
@@ -93,15 +111,29 @@ class Database:
             raise unavailable(RuntimeError("the pool is not open"))
         try:
             async with self._pool.acquire(timeout=CONNECT_SECONDS_MAX) as connection:
-                yield connection
+                try:
+                    yield connection
+                except asyncpg.InterfaceError as error:
+                    if not is_lost(error, connection):
+                        raise Misfit(str(error)) from error
+                    raise
         except LOST as error:
             raise unavailable(error) from error
 
-    async def pinned(self, purpose: str) -> asyncpg.Connection[asyncpg.Record]:
-        """Open a connection of one's own, without a limit on statements; the caller closes it."""
+    async def pinned(
+        self, purpose: str, *, statement_seconds: float | None = None
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        """
+        Open a connection of one's own; the caller closes it.
+
+        A statement that takes longer than `statement_seconds` is a TimeoutError; None: no limit.
+        """
         try:
             return await asyncpg.connect(
-                self.dsn, timeout=CONNECT_SECONDS_MAX, server_settings=self._settings(purpose)
+                self.dsn,
+                timeout=CONNECT_SECONDS_MAX,
+                command_timeout=statement_seconds,
+                server_settings=self._settings(purpose),
             )
         except LOST as error:
             raise unavailable(error) from error
@@ -139,6 +171,11 @@ class Database:
             "application_name": f"fermion {self.service} {purpose}",
             "timezone": "UTC",
         }
+
+
+async def _keep(connection: Connection) -> None:
+    """Spare the round trip that clears a session: nobody changes the session of a lent connection."""
+    del connection
 
 
 async def create_database(dsn: str, name: str) -> None:

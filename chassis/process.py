@@ -24,6 +24,7 @@ from chassis.callers import Callers
 from chassis.clock import Clock, SystemClock
 from chassis.config import Common
 from chassis.envelope import Recorded, Registry
+from chassis.feed import Feed, LogSource
 from chassis.journal import Book, Place, Write
 from chassis.keys import PublicKey, SigningKey, parse_jwks
 from chassis.lease import Lease
@@ -32,7 +33,7 @@ from chassis.migrations import migrate
 from chassis.parking import place_operation
 from chassis.postgres import Database
 from chassis.queries import Queries
-from chassis.readers import Feed, LogSource, Reader
+from chassis.readers import Reader
 from chassis.refusals import Invalid, Refused, Unavailable, Violation
 from chassis.relay import Relay
 from chassis.remote import LocalLog, RemoteLog
@@ -44,6 +45,7 @@ from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 
 DRAIN_SECONDS: Final = 5.0
 HOUSEKEEPING_SECONDS: Final = 60.0
+FIGURES_SECONDS: Final = 5.0
 KERNEL_MIGRATIONS: Final = Path(chassis.__file__).parent / "migrations"
 
 _log = logging.getLogger(__name__)
@@ -76,8 +78,6 @@ class Process:
         chosen: Sequence[str],
         environment: Mapping[str, str],
         clock: Clock | None = None,
-        *,
-        traced: bool = False,
     ) -> None:
         self.common = config.load(Common, environment)
         self.metrics = Metrics()
@@ -86,7 +86,7 @@ class Process:
         self.server: Server | None = None
         self._environment = environment
         self._clock = clock or SystemClock()
-        self._traced = traced
+        self._heads: dict[str, int] = {}
         self._holder = f"{socket.gethostname()}/{os.getpid()}/{id(self):x}"
         self._targets = targets
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -103,17 +103,21 @@ class Process:
     async def run(self) -> None:
         """
         Start, serve until `stopping` is set, drain. A loop that ends by itself raises here.
+        Told to stop while it still starts, it ends without having served.
 
         The order of the start: databases, migrations, journals, what a service begins with, bus,
         relays, callers, readers, and the port last: it is open when all behind it is there.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                await self._start(group)
-                self.ready.set()
-                await self.stopping.wait()
+                if await self._unless_stopped(group.create_task(self._start(group), name="start")):
+                    self.ready.set()
+                    await self.stopping.wait()
                 await self._drain()
         finally:
+            if self.server is not None:
+                # Where a loop has failed, nobody is served by what is left.
+                await self.server.stop(0)
             for channel in self._channels.values():
                 await channel.close()
             for part in self._parts:
@@ -127,6 +131,20 @@ class Process:
             raise RuntimeError(f"{name} ended by itself")
 
         self._loops.append(group.create_task(guarded(), name=name))
+
+    async def _unless_stopped(self, starting: asyncio.Task[None]) -> bool:
+        """Wait for the start; False where it was told to stop before it came to its end."""
+        stopped = asyncio.create_task(self.stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if starting.done():
+            # What it raised ends the group, and is raised there.
+            return not starting.cancelled() and starting.exception() is None
+        starting.cancel()
+        await asyncio.wait((starting,))
+        return False
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
         for part in self._parts:
@@ -148,6 +166,7 @@ class Process:
                 self.begin(lease.run(), f"{lease.name} lease", group)
                 self.begin(reader.run(), f"{reader.name} reader", group)
         self.begin(self._keep_house(), "housekeeping", group)
+        self.begin(self._look(), "figures", group)
         self._show()
         self.server = self._make_server()
         await self.server.start()
@@ -156,9 +175,9 @@ class Process:
 
     async def _drain(self) -> None:
         """Readiness first, then calls, then what reads, copies and commits, then connections."""
-        assert self.server is not None
         _log.info("draining")
-        await self.server.stop(DRAIN_SECONDS)
+        if self.server is not None:
+            await self.server.stop(DRAIN_SECONDS)
         for task in reversed(self._loops):
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -240,7 +259,7 @@ class Process:
         service = CALLERS_JOURNAL.split("/")[0]
         own = next((part for part in self._parts if part.target.name == service), None)
         registry = Registry.of(self._targets[service].events)
-        log, bus = self._log_of(service, registry, self._parts[0])
+        log, bus = self._log_of(service, registry, own or self._parts[0])
         return Callers(
             Feed(CALLERS_JOURNAL, log, None if own else bus, registry), self._clock, keys
         )
@@ -328,7 +347,7 @@ class Process:
             door(self._callers, mounts, reads, self.metrics),
             mounts,
             self.common.listen,
-            self._traced,
+            telemetry.recording(),
         )
 
     def _show(self) -> None:
@@ -341,6 +360,22 @@ class Process:
                 "Commands that wait for a batch.",
                 journal,
                 lambda: [((part.journal.name,), part.journal.waiting) for part in parts],
+            )
+        )
+        self.metrics.gauge(
+            Gauge(
+                "fermion_journal_head",
+                "Last position, as it was some seconds ago.",
+                journal,
+                lambda: [((name,), head) for name, head in self._heads.items()],
+            )
+        )
+        self.metrics.gauge(
+            Gauge(
+                "fermion_relay_lag_positions",
+                "Facts that the stream has not yet; 0 where another process holds the lease.",
+                journal,
+                lambda: [((part.journal.name,), part.relay.lag) for part in parts],
             )
         )
         self.metrics.gauge(
@@ -366,6 +401,14 @@ class Process:
         ):
             self.metrics.gauge(Gauge(name, doc, reader, _of_readers(parts, read)))
 
+    async def _look(self) -> None:
+        """Read the figures that can only be had by asking."""
+        while True:
+            for part in self._parts:
+                with suppress(Unavailable):
+                    self._heads[part.journal.name] = (await part.journal.head()).position
+            await asyncio.sleep(FIGURES_SECONDS)
+
     async def _keep_house(self) -> None:
         """Let go of what is kept for a time only."""
         while True:
@@ -380,8 +423,8 @@ def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
     try:
         common = config.load(Common, os.environ)
         telemetry.start_logs(common)
-        traced = telemetry.start_traces(common, "-".join(chosen))
-        asyncio.run(_main(targets, chosen, common, traced))
+        telemetry.start_traces(common, "-".join(chosen))
+        asyncio.run(_main(targets, chosen, common))
     except (Refused, BaseExceptionGroup) as error:
         for leaf in _leaves(error):
             if isinstance(leaf, Refused):
@@ -392,10 +435,8 @@ def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
     return 0
 
 
-async def _main(
-    targets: Mapping[str, Target], chosen: Sequence[str], common: Common, traced: bool
-) -> None:
-    process = Process(targets, chosen, os.environ, traced=traced)
+async def _main(targets: Mapping[str, Target], chosen: Sequence[str], common: Common) -> None:
+    process = Process(targets, chosen, os.environ)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stopping.set)

@@ -23,7 +23,7 @@ class Queries(Mapping[str, str]):
         statements: dict[str, str] = {}
         for place, head in enumerate(heads):
             end = heads[place + 1].start() if place + 1 < len(heads) else len(text)
-            name, body = head.group(1), text[head.end() : end].strip().rstrip(";")
+            name, body = head.group(1), text[head.end() : end].strip().rstrip(";").rstrip()
             if name in statements:
                 raise ValueError(f"{path.name} names {name} twice")
             if not body:

@@ -22,7 +22,7 @@ SELECT epoch, position
 
 -- append: Commit a numbered batch, or tell why it may not.
 SELECT command, kind, detail, number, blob, moment
-  FROM append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52);
+  FROM append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52, $53);
 
 -- project_heads: Last project position of each of these projects.
 SELECT asked.project,
@@ -102,12 +102,12 @@ SELECT uid
  WHERE scope = $1
    AND name = $2;
 
--- take_lease: Take a lease that nobody holds, or renew one's own; a new holder gets a new writer epoch.
+-- take_lease: Take a lease that nobody holds, or renew one's own; taking it gives a new writer epoch.
 INSERT INTO lease AS held (name, holder, writer_epoch, expires_at)
 VALUES ($1, $2, 1, clock_timestamp() + $3::interval)
     ON CONFLICT (name) DO UPDATE
    SET holder = excluded.holder,
-       writer_epoch = CASE WHEN held.holder = excluded.holder THEN held.writer_epoch ELSE held.writer_epoch + 1 END,
+       writer_epoch = held.writer_epoch + CASE WHEN held.holder = excluded.holder AND held.expires_at >= clock_timestamp() THEN 0 ELSE 1 END,
        expires_at = excluded.expires_at
  WHERE held.holder = excluded.holder
     OR held.expires_at < clock_timestamp()
@@ -156,6 +156,22 @@ UPDATE checkpoint
    AND journal = $2
    AND halted IS NULL;
 
+-- rewind_checkpoint: Take a reader back to where a new lineage begins; all that it still stands by counts as folded.
+UPDATE checkpoint AS c
+   SET epoch = $3, position = $4, halted = $5, passed_over = 0, skipped = 0,
+       folded = $4 - (SELECT count(*) FROM parked AS p WHERE p.reader = c.reader AND p.journal = c.journal)
+ WHERE c.reader = $1
+   AND c.journal = $2;
+
+-- unpark_past: Forget what was parked of a lineage that is no more.
+DELETE FROM parked
+ WHERE reader = $1
+   AND journal = $2
+   AND position > $3;
+
+-- is_parked: Whether anything of a stream waits in a reader's parking.
+SELECT EXISTS (SELECT 1 FROM parked WHERE reader = $1 AND journal = $2 AND stream = $3);
+
 -- park: Keep a fact that could not be used.
 INSERT INTO parked (reader, journal, position, stream, project, type, reason, record)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
@@ -167,11 +183,12 @@ SELECT DISTINCT stream
    AND journal = $2;
 
 -- parked_of_stream: What waits of one stream, in order.
-SELECT journal, position, stream, project, type, reason, record, at
+SELECT position, type, reason, record
   FROM parked
  WHERE reader = $1
-   AND stream = $2
- ORDER BY journal, position;
+   AND journal = $2
+   AND stream = $3
+ ORDER BY position;
 
 -- parked_fact: One fact that waits.
 SELECT journal, position, stream, project, type, reason, record, at
@@ -198,18 +215,18 @@ SELECT count(*) AS events, coalesce(min(position), 0) AS first, coalesce(max(pos
  WHERE log = $1;
 
 -- audit_streams: Streams whose versions are not 1..N, or whose head says otherwise.
-SELECT coalesce(sum(CASE WHEN e.events = e.last AND e.first = 1 AND h.version = e.last THEN 0 ELSE 1 END), 0) AS wrong,
+SELECT coalesce(sum(CASE WHEN e.facts = e.last AND e.events = e.last AND e.first = 1 AND h.version = e.last THEN 0 ELSE 1 END), 0) AS wrong,
        count(*) AS streams
-  FROM (SELECT stream, count(*) AS events, min(version) AS first, max(version) AS last
+  FROM (SELECT stream, count(*) AS facts, count(DISTINCT version) AS events, min(version) AS first, max(version) AS last
           FROM event
          WHERE log = $1
          GROUP BY stream) AS e
   FULL JOIN (SELECT stream, version FROM stream_head WHERE log = $1 AND version > 0) AS h USING (stream);
 
 -- audit_projects: Projects whose positions are not 1..N, or whose head says otherwise.
-SELECT coalesce(sum(CASE WHEN e.events = e.last AND e.first = 1 AND h.position = e.last THEN 0 ELSE 1 END), 0) AS wrong,
+SELECT coalesce(sum(CASE WHEN e.facts = e.last AND e.events = e.last AND e.first = 1 AND h.position = e.last THEN 0 ELSE 1 END), 0) AS wrong,
        count(*) AS projects
-  FROM (SELECT project, count(*) AS events, min(project_position) AS first, max(project_position) AS last
+  FROM (SELECT project, count(*) AS facts, count(DISTINCT project_position) AS events, min(project_position) AS first, max(project_position) AS last
           FROM event
          WHERE log = $1
          GROUP BY project) AS e

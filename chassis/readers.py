@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from google.protobuf.message import Message
 
-from chassis.bus import Away, Bus
 from chassis.commit import execute_writes
 from chassis.envelope import Meta, Recorded, Registry, from_record, to_record
+from chassis.feed import Feed, NewLineage
 from chassis.journal import (
     Advance,
     Command,
     Fenced,
     Journal,
     Overtaken,
-    Page,
     Stale,
     Stated,
     Unpark,
@@ -35,11 +35,12 @@ from chassis.journal import (
 from chassis.lease import Lease
 from chassis.postgres import LOST, Connection, Database, unavailable
 from chassis.queries import Queries
-from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
+from chassis.refusals import Conflict, Exhausted, OutcomeUnknown, Unavailable
+from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
-PAGE_MAX = 500
-SILENT_SECONDS = 2.0
+# How often `reached` looks where the reader runs in another process.
+REACHED_POLL_SECONDS = 0.05
 AGAIN_SECONDS = 0.2
 HALTED_SECONDS = 1.0
 ATTEMPTS_MAX = 5
@@ -49,134 +50,28 @@ PARKED_SHARE_MAX = 0.5
 PARKED_SHARE_PAGE_MIN = 20
 BEHIND = "BEHIND"
 UNKNOWN_TYPE = "UNKNOWN_TYPE"
+UNREADABLE = "UNREADABLE"
 
 _log = logging.getLogger(__name__)
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
 
-class LogSource(Protocol):
-    """Where old facts come from."""
-
-    async def read(self, after: int, limit: int) -> Page:
-        """Read facts after a position."""
-        ...
+class Systemic(Exception):
+    """So much cannot be used that the fault is in the reader and not in the facts."""
 
 
-class NewLineage(Exception):
-    """The journal was restored: what was read at or past `first` is not true any more."""
-
-    def __init__(self, epoch: int, first: int) -> None:
-        super().__init__(f"epoch {epoch} begins at {first}")
-        self.epoch = epoch
-        self.first = first
-
-
-class Feed:
-    """
-    The facts of one journal in order from a position, whatever happens to broker and owner.
-
-    It catches up from the log, then follows the stream. A hole, a lost consumer or two seconds of
-    silence send it back to the log; while the owner is away it waits, and never skips.
-    """
-
-    def __init__(self, journal: str, log: LogSource, bus: Bus | None, registry: Registry) -> None:
-        self.journal = journal
-        self.head = 0
-        # Whether the owner has answered at all.
-        self.heard = False
-        self._log = log
-        self._bus = bus
-        self._registry = registry
-
-    async def pages(
-        self,
-        after: int,
-        epoch: int,
-        wait: Callable[[int, float], Awaitable[None]] | None = None,
-    ) -> AsyncIterator[Sequence[Recorded]]:
-        """Give contiguous pages for ever; an empty one after each silence. Raises NewLineage."""
-        position = after
-        while True:
-            try:
-                page = await self._log.read(position, PAGE_MAX)
-            except Unavailable as error:
-                _log.debug("log of %s: %s", self.journal, error)
-                page = None
-            if page is not None:
-                self.head, self.heard = page.head, True
-                if epoch and page.epoch != epoch:
-                    raise NewLineage(page.epoch, page.epoch_first)
-                epoch = page.epoch
-                if page.records:
-                    _contiguous(self.journal, position, page.records)
-                    position = page.records[-1].position
-                    yield page.records
-                    continue
-            yield ()
-            if self._bus is None:
-                await (wait or _sleep)(position, 1.0)
-                continue
-            async for records in self._live(position, self._bus):
-                if records:
-                    position = records[-1].position
-                    self.head = max(self.head, position)
-                yield records
-
-    async def _live(self, position: int, bus: Bus) -> AsyncIterator[Sequence[Recorded]]:
-        """Follow the stream until it is silent, holed or lost."""
-        try:
-            async with bus.follow(self.journal, position + 1) as following:
-                while True:
-                    found = [
-                        record
-                        for record in await following(SILENT_SECONDS)
-                        if record.position > position
-                    ]
-                    if not found:
-                        if await self._behind(position):
-                            return
-                        yield ()
-                        continue
-                    records = [from_record(record, self._registry) for record in found]
-                    places = [record.position for record in records]
-                    if places != list(range(position + 1, position + len(places) + 1)):
-                        _log.info("hole in the stream of %s after %d", self.journal, position)
-                        return
-                    position = places[-1]
-                    yield records
-        except Away as error:
-            _log.debug("stream of %s: %s", self.journal, error)
-            await asyncio.sleep(AGAIN_SECONDS)
-
-    async def _behind(self, position: int) -> bool:
-        """After a silence: does the log know more, or another lineage?"""
-        try:
-            page = await self._log.read(position, 1)
-        except Unavailable:
-            return False
-        self.head = page.head
-        return page.head != position
-
-
-def _contiguous(journal: str, after: int, records: Sequence[Recorded]) -> None:
-    """A log never has a hole; one that does is a fault that must not be read over."""
-    places = [record.position for record in records]
-    if places != list(range(after + 1, after + len(places) + 1)):
-        raise Unavailable(
-            "LOG_HAS_A_HOLE",
-            f"{journal} gave {places[0]}..{places[-1]} ({len(places)} facts) after {after}.",
-            journal=journal,
-        )
-
-
-async def _sleep(position: int, seconds: float) -> None:
-    del position
-    await asyncio.sleep(seconds)
+# Not the fact's fault: it is read again from the checkpoint.
+WAITS = (Overtaken, Fenced, Unavailable, Exhausted, OutcomeUnknown, Systemic)
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """One decision that follows from one fact; the first stream is the one that it is about."""
+    """
+    One decision that follows from one fact; the first stream is the one that it is about.
+
+    The reactions of one fact are about different streams. What `decide` says on other streams than
+    the first may stand only where no reaction of the same reader looks.
+    """
 
     streams: tuple[str, ...]
     # From the records of each stream to the state that `decide` takes.
@@ -203,13 +98,23 @@ class Consumer(Protocol):
         ...
 
     async def react(self, fact: Recorded) -> Sequence[Reaction]:
-        """Say what is to be decided; may read own rows, writes nothing."""
+        """
+        Say what is to be decided; may read own rows, writes nothing.
+
+        Rows may lack what this reader decides on the facts just before: they only choose streams,
+        and each stream's state decides.
+        """
         ...
 
 
 @runtime_checkable
 class Folder(Protocol):
-    """A folding reader: facts in, rows of its own out."""
+    """
+    A folding reader: facts in, rows of its own out.
+
+    Its tables lie among the kept ones (`migrations/state`), where no rebuild of the service's own
+    read model replaces them, and no committer writes them.
+    """
 
     @property
     def name(self) -> str:
@@ -230,19 +135,47 @@ class Folder(Protocol):
         """Say what becomes of the rows."""
         ...
 
+    def clear(self) -> Sequence[Write]:
+        """Say what empties the rows, before they are folded anew."""
+        ...
+
 
 @dataclass(slots=True)
 class Group:
-    """Facts whose decisions touch different streams, and so may commit as one command."""
+    """Consecutive facts whose decisions touch different streams, and so may commit as one command."""
 
-    facts: list[tuple[Recorded, Sequence[Reaction]]] = field(default_factory=list)
+    # Each fact with what follows from it; None where it is passed over.
+    facts: list[tuple[Recorded, Sequence[Reaction] | None]] = field(default_factory=list)
     about: set[str] = field(default_factory=set)
     beside: set[str] = field(default_factory=set)
-    passed_over: int = 0
-    last: int = 0
+
+    @property
+    def after(self) -> int:
+        """The position before its first fact."""
+        return self.facts[0][0].position - 1
+
+    @property
+    def last(self) -> int:
+        """The position of its last fact."""
+        return self.facts[-1][0].position
+
+    @property
+    def epoch(self) -> int:
+        """The lineage of its last fact."""
+        return self.facts[-1][0].epoch
+
+    @property
+    def handled(self) -> list[tuple[Recorded, Sequence[Reaction]]]:
+        """What is not passed over."""
+        return [(fact, reactions) for fact, reactions in self.facts if reactions is not None]
+
+    @property
+    def passed_over(self) -> int:
+        """How many are passed over."""
+        return sum(reactions is None for _, reactions in self.facts)
 
     def takes(self, reactions: Sequence[Reaction]) -> bool:
-        """Whether these can be decided without seeing what the group decides."""
+        """Whether these can be decided without seeing what the group decides, nor it seeing theirs."""
         for reaction in reactions:
             about, *beside = reaction.streams
             if about in self.about or about in self.beside or not self.about.isdisjoint(beside):
@@ -255,19 +188,18 @@ class Group:
         for reaction in reactions:
             self.about.add(reaction.streams[0])
             self.beside.update(reaction.streams[1:])
-        self.last = fact.position
 
     def skip(self, fact: Recorded) -> None:
         """Count a fact that the reader does not handle."""
-        self.passed_over += 1
-        self.last = fact.position
+        self.facts.append((fact, None))
 
 
 class Reader:
     """
     Runs one consumer or folder over one journal, as long as this process holds its lease.
 
-    `halted` says why it stands still; `position` is how far it has accounted for.
+    `position` is how far it is known to have accounted for, in whichever process; `halted` says
+    why it stands still; `parked` are the streams that wait in its parking.
     """
 
     def __init__(
@@ -284,14 +216,19 @@ class Reader:
         self.feed = feed
         self.position = 0
         self.halted = ""
+        # Streams that may wait in the parking: only the loop adds, and asks again before it parks.
         self.parked: set[str] = set()
-        self._consumer = consumer
+        # Asked once: asking a protocol costs more than folding a fact.
+        self._folder = consumer if isinstance(consumer, Folder) else None
+        self._decider = None if isinstance(consumer, Folder) else consumer
+        self._handles = consumer.handles
         self._journal = journal
         self._database = database
         self._queries = queries
         self._lease = lease
         self._registry = registry
         self._moved = asyncio.Event()
+        self._key = (consumer.name, feed.journal)
 
     @property
     def lag(self) -> int:
@@ -306,6 +243,7 @@ class Reader:
                 await self._read()
             except (Overtaken, Fenced) as error:
                 _log.info("%s: another holder was faster (%r)", self.name, error)
+                await asyncio.sleep(AGAIN_SECONDS)
             except (Unavailable, Exhausted, OutcomeUnknown) as error:
                 _log.debug("%s waits: %s", self.name, error)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -315,342 +253,362 @@ class Reader:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
+            event = self._moved
             if self._lease.held() is None:
-                row = await self._checkpoint()
-                self.position = max(self.position, 0 if row is None else row[1])
+                found = await self._checkpoint()
+                self.position = found.position
             if self.position >= position:
                 return True
             left = deadline - loop.time()
             if left <= 0:
                 return False
-            event = self._moved
             try:
-                await asyncio.wait_for(event.wait(), min(left, 0.05))
+                async with asyncio.timeout(min(left, REACHED_POLL_SECONDS)):
+                    await event.wait()
             except TimeoutError:
                 continue
-
-    async def _checkpoint(self) -> tuple[int, int, str] | None:
-        row = await self._database.fetchrow(
-            _queries["read_checkpoint"], self.name, self.feed.journal
-        )
-        return None if row is None else (row["epoch"], row["position"], row["halted"] or "")
-
-    async def _read(self) -> None:
-        await self._database.execute(
-            _queries["open_checkpoint"],
-            self.name,
-            self.feed.journal,
-            not isinstance(self._consumer, Folder),
-        )
-        found = await self._checkpoint()
-        assert found is not None
-        epoch, self.position, self.halted = found
-        if self.halted:
-            await asyncio.sleep(HALTED_SECONDS)
-            return
-        self.parked = {
-            row["stream"]
-            for row in await self._database.fetch(
-                _queries["parked_streams"], self.name, self.feed.journal
-            )
-        }
-        await self._retry_unknown()
-        pages = self.feed.pages(self.position, epoch if self.position else 0, self._journal.grown)
-        try:
-            async for page in pages:
-                if self._lease.held() is None:
-                    return
-                if page and not await self._handle(page):
-                    return
-        except NewLineage as new:
-            await self._new_lineage(new)
-
-    async def _new_lineage(self, new: NewLineage) -> None:
-        """Below the restored position nothing changed; at or past it, what was decided may be untrue."""
-        if self.position < new.first:
-            await self._database.execute(
-                _queries["adopt_epoch"], self.name, self.feed.journal, new.epoch
-            )
-            return
-        await self._halt(
-            f"{self.feed.journal} was restored to before {new.first} (epoch {new.epoch}), and this "
-            f"reader has read up to {self.position}"
-        )
-
-    async def _halt(self, why: str) -> None:
-        self.halted = why
-        _log.error("%s halted: %s", self.name, why)
-        await self._database.execute(_queries["halt_reader"], self.name, self.feed.journal, why)
-
-    async def _handle(self, page: Sequence[Recorded]) -> bool:
-        """Account for a contiguous page; False where the reader halted in it."""
-        before = len(self.parked)
-        group = Group()
-        for fact in page:
-            reason = self._unusable(fact)
-            if reason is not None:
-                await self._flush(group)
-                group = Group()
-                await self._park(fact, reason)
-                if self._systemic(len(self.parked) - before, len(page)):
-                    await self._halt(f"{len(self.parked)} streams are parked, the last: {reason}")
-                    return False
-                continue
-            if fact.type not in self._consumer.handles:
-                group.skip(fact)
-                continue
-            if isinstance(self._consumer, Folder):
-                group.add(fact, ())
-                continue
-            try:
-                reactions = await self._consumer.react(fact)
-            except (Unavailable, *LOST):
-                raise
-            except Exception as error:
-                await self._flush(group)
-                group = Group()
-                await self._park_raised(fact, error)
-                if self._systemic(len(self.parked) - before, len(page)):
-                    await self._halt(f"{len(self.parked)} streams are parked, the last: {error!r}")
-                    return False
-                continue
-            if not group.takes(reactions):
-                await self._flush(group)
-                group = Group()
-            group.add(fact, reactions)
-        await self._flush(group)
-        return True
-
-    def _systemic(self, parked: int, page: int) -> bool:
-        share = page >= PARKED_SHARE_PAGE_MIN and parked > page * PARKED_SHARE_MAX
-        return share or len(self.parked) > PARKED_STREAMS_MAX
-
-    def _unusable(self, fact: Recorded) -> str | None:
-        if fact.stream in self.parked:
-            return BEHIND
-        if fact.message is None:
-            return f"{UNKNOWN_TYPE}: {fact.type} is not known to this process"
-        return None
-
-    async def _flush(self, group: Group) -> None:
-        """Commit a group; where a decision raises, fact by fact, and park the one that does."""
-        if not group.last:
-            return
-        if isinstance(self._consumer, Folder):
-            await self._fold(group, self._consumer)
-            return
-        try:
-            await self._decide(group)
-        except (Overtaken, Fenced, Unavailable, Exhausted, OutcomeUnknown):
-            raise
-        except Exception as error:
-            if len(group.facts) == 1 and not group.passed_over:
-                await self._park_raised(group.facts[0][0], error)
-                return
-            _log.warning("%s: a group of %d failed (%r)", self.name, len(group.facts), error)
-            await self._one_by_one(group)
-
-    async def _one_by_one(self, group: Group) -> None:
-        handled = {fact.position: (fact, reactions) for fact, reactions in group.facts}
-        first = self.position + 1
-        for place in range(first, group.last + 1):
-            alone = Group(last=place)
-            if place in handled:
-                fact, reactions = handled[place]
-                if fact.stream in self.parked:
-                    await self._park(fact, BEHIND)
-                    continue
-                alone.add(fact, reactions)
-            else:
-                alone.passed_over = 1
-            await self._flush(alone)
-
-    async def _decide(self, group: Group) -> None:
-        """Load, fold and decide everything of a group, and commit it with the checkpoint."""
-        for _ in range(ATTEMPTS_MAX):
-            names = list(
-                dict.fromkeys(
-                    name
-                    for _, reactions in group.facts
-                    for one in reactions
-                    for name in one.streams
-                )
-            )
-            loaded = await self._journal.load(names) if names else {}
-            messages: list[Message] = []
-            metas: list[Meta] = []
-            for fact, reactions in group.facts:
-                for reaction in reactions:
-                    said = decide(reaction, loaded)
-                    messages += said
-                    metas += [self._meta(fact)] * len(said)
-            command = Command(
-                facts=tuple(messages),
-                meta=Meta(f"service:{self.name.split('/')[0]}"),
-                metas=tuple(metas),
-                expected={name: len(loaded[name]) for name in names},
-                advance=Advance(
-                    reader=self.name,
-                    journal=self.feed.journal,
-                    epoch=await self._epoch(group),
-                    after=self.position,
-                    position=group.last,
-                    folded=len(group.facts),
-                    passed_over=group.passed_over,
-                ),
-            )
-            try:
-                await self._journal.append(command)
-            except (Stale, Stated):
-                continue
-            self._advance(group.last)
-            return
-        raise Exhausted("READER_RACES", f"{self.name} lost {ATTEMPTS_MAX} races in a row.")
-
-    async def _fold(self, group: Group, folder: Folder) -> None:
-        """Write rows and checkpoint in one transaction."""
-        writes = [write for fact, _ in group.facts for write in folder.write(fact)]
-        try:
-            async with self._database.connection() as connection, connection.transaction():
-                await self._hold(connection)
-                await execute_writes(connection, self._queries, writes)
-                await connection.execute(
-                    _queries["move_checkpoint"],
-                    self.name,
-                    self.feed.journal,
-                    await self._epoch(group),
-                    group.last,
-                    len(group.facts),
-                    group.passed_over,
-                )
-        except LOST as error:
-            raise unavailable(error) from error
-        self._advance(group.last)
-
-    async def _hold(self, connection: Connection) -> None:
-        """Lock the checkpoint; Overtaken where it is not where this reader left it."""
-        row = await connection.fetchrow(_queries["lock_checkpoint"], self.name, self.feed.journal)
-        if row is None or row["position"] != self.position or row["halted"] is not None:
-            raise Overtaken(self.name)
-
-    async def _park_raised(self, fact: Recorded, error: Exception) -> None:
-        _log.error("%s parks %s at %d", self.name, fact.stream, fact.position, exc_info=error)
-        await self._park(fact, f"{type(error).__name__}: {error}")
-
-    async def _park(self, fact: Recorded, reason: str) -> None:
-        """Keep a fact that could not be used, and account for it."""
-        try:
-            async with self._database.connection() as connection, connection.transaction():
-                await self._hold(connection)
-                await connection.execute(
-                    _queries["park"],
-                    self.name,
-                    self.feed.journal,
-                    fact.position,
-                    fact.stream,
-                    fact.project,
-                    fact.type,
-                    reason,
-                    to_record(fact).SerializeToString(deterministic=True),
-                )
-                await connection.execute(
-                    _queries["move_checkpoint"],
-                    self.name,
-                    self.feed.journal,
-                    fact.epoch,
-                    fact.position,
-                    0,
-                    0,
-                )
-        except LOST as error:
-            raise unavailable(error) from error
-        self.parked.add(fact.stream)
-        self._advance(fact.position)
-
-    async def _retry_unknown(self) -> None:
-        """At each start: what was parked because its type was not known may be known by now."""
-        for stream in sorted(self.parked):
-            rows = await self._database.fetch(_queries["parked_of_stream"], self.name, stream)
-            first = next((row for row in rows if row["journal"] == self.feed.journal), None)
-            if first is not None and first["reason"].startswith(UNKNOWN_TYPE):
-                if first["type"] in self._registry.classes:
-                    await self.retry(stream)
 
     async def retry(self, stream: str) -> tuple[int, int]:
         """
         Handle the parked facts of one stream again, in order, each in the transaction of its effects.
 
         Returns how many were handled and how many are left; the first that still fails ends it.
+        Conflict where somebody else retries or skips the same stream now.
         """
-        rows = [
-            row
-            for row in await self._database.fetch(_queries["parked_of_stream"], self.name, stream)
-            if row["journal"] == self.feed.journal
-        ]
         handled = 0
-        for row in rows:
-            fact = from_record(api.Record.FromString(row["record"]), self._registry)
-            if fact.message is None:
-                break
+        while True:
+            rows = await self._database.fetch(_queries["parked_of_stream"], *self._key, stream)
+            for place, row in enumerate(rows):
+                fact = from_record(api.Record.FromString(row["record"]), self._registry)
+                try:
+                    if self._unusable(fact) is not None:
+                        return handled, len(rows) - place
+                    await self._retry_one(fact)
+                except Overtaken as error:
+                    raise _retried_elsewhere(self.name, stream) from error
+                except WAITS:
+                    raise
+                except Exception as error:
+                    _log.warning("%s still cannot use %d: %r", self.name, fact.position, error)
+                    return handled, len(rows) - place
+                handled += 1
+            if not rows:
+                # The loop learns it from the parking before it parks another fact of the stream.
+                return handled, 0
+
+    async def _checkpoint(self) -> Checkpoint:
+        row = await self._database.fetchrow(_queries["read_checkpoint"], *self._key)
+        if row is None:
+            return Checkpoint(0, 0, "")
+        return Checkpoint(row["epoch"], row["position"], row["halted"] or "")
+
+    async def _read(self) -> None:
+        await self._database.execute(_queries["open_checkpoint"], *self._key, self._folder is None)
+        at = await self._checkpoint()
+        self.position, self.halted = at.position, at.halted
+        if at.halted:
+            await asyncio.sleep(HALTED_SECONDS)
+            return
+        await self._learn_parked()
+        await self._retry_unknown()
+        try:
+            async with aclosing(
+                self.feed.pages(at.position, at.epoch if at.position else 0)
+            ) as pages:
+                async for page in pages:
+                    if self._lease.held() is None:
+                        return
+                    if page:
+                        await self._handle(page)
+                    else:
+                        await self._learn_parked()
+        except NewLineage as new:
+            await self._new_lineage(new)
+        except Systemic as error:
+            await self._halt(str(error))
+
+    async def _learn_parked(self) -> None:
+        rows = await self._database.fetch(_queries["parked_streams"], *self._key)
+        self.parked = {row["stream"] for row in rows}
+
+    async def _new_lineage(self, new: NewLineage) -> None:
+        """
+        Below the restored position nothing changed. What was read at or past it may be untrue:
+        rows are folded anew; who has decided on it stands still until an operator has looked, and
+        then goes on with what the new lineage has there.
+        """
+        async with self._transaction() as connection:
+            row = await connection.fetchrow(_queries["lock_checkpoint"], *self._key)
+            if row is None or row["halted"] is not None:
+                raise Overtaken(self.name)
+            if row["position"] < new.first:
+                await connection.execute(_queries["adopt_epoch"], *self._key, new.epoch)
+                return
+            why, back = None, 0
+            if self._folder is not None:
+                _log.warning("%s folds %s anew: %s", self.name, self.feed.journal, new)
+                await execute_writes(connection, self._queries, self._folder.clear())
+            else:
+                why = (
+                    f"{self.feed.journal} was restored to before {new.first} (epoch {new.epoch}), "
+                    f"and this reader had decided on facts up to {row['position']}"
+                )
+                back = new.first - 1
+                _log.error("%s halted: %s", self.name, why)
+            await connection.execute(_queries["unpark_past"], *self._key, back)
+            await connection.execute(
+                _queries["rewind_checkpoint"], *self._key, new.epoch, back, why
+            )
+        self.halted = why or ""
+
+    async def _halt(self, why: str) -> None:
+        _log.error("%s halted: %s", self.name, why)
+        await self._database.execute(_queries["halt_reader"], *self._key, why)
+        self.halted = why
+
+    async def _handle(self, page: Sequence[Recorded]) -> None:
+        """Account for a contiguous page; Systemic where too much of it cannot be used."""
+        parking = Parking(len(page))
+        group = Group()
+        for fact in page:
+            if fact.stream in self.parked:
+                await self._flush(group, parking)
+                group = Group()
+                if await self._park(fact, BEHIND, parking):
+                    continue
+            reason = self._unusable(fact)
+            if reason is not None:
+                await self._flush(group, parking)
+                group = Group()
+                await self._park(fact, reason, parking)
+                continue
+            if fact.type not in self._handles:
+                group.skip(fact)
+                continue
             try:
-                await self._retry_one(fact)
-            except (Unavailable, Exhausted, OutcomeUnknown, Overtaken):
+                reactions = await self._react(fact)
+            except WAITS:
                 raise
             except Exception as error:
-                _log.warning("%s still cannot use %d: %r", self.name, fact.position, error)
-                break
-            handled += 1
-        if handled == len(rows):
-            self.parked.discard(stream)
-        return handled, len(rows) - handled
+                await self._flush(group, parking)
+                group = Group()
+                await self._park_raised(fact, error, parking)
+                continue
+            if not group.takes(reactions):
+                await self._flush(group, parking)
+                group = Group()
+                if fact.stream in self.parked:
+                    # An earlier one of its stream was parked in the flush.
+                    await self._park(fact, BEHIND, parking)
+                    continue
+            group.add(fact, reactions)
+        await self._flush(group, parking)
+
+    async def _react(self, fact: Recorded) -> Sequence[Reaction]:
+        if self._decider is None:
+            return ()
+        try:
+            reactions = await self._decider.react(fact)
+        except LOST as error:
+            raise unavailable(error) from error
+        about = {reaction.streams[0] for reaction in reactions}
+        if len(about) != len(reactions):
+            raise ValueError(f"{self.name} reacts twice on one stream to one {fact.type}")
+        return reactions
+
+    def _unusable(self, fact: Recorded) -> str | None:
+        if fact.message is not None:
+            return None
+        if fact.type in self._registry.classes:
+            return f"{UNREADABLE}: {len(fact.data)} bytes are not a {fact.type}"
+        return f"{UNKNOWN_TYPE}: {fact.type} is not known to this process"
+
+    async def _flush(self, group: Group, parking: Parking) -> None:
+        """Commit a group; where a decision raises, fact by fact, and park the one that does."""
+        if not group.facts:
+            return
+        try:
+            if self._folder is not None:
+                await self._fold(group, self._folder)
+            else:
+                await self._decide(group)
+            return
+        except WAITS:
+            raise
+        except Exception as error:
+            failed = error
+        if len(group.facts) == 1:
+            await self._park_raised(group.facts[0][0], failed, parking)
+        else:
+            _log.warning("%s: a group of %d failed (%r)", self.name, len(group.facts), failed)
+            await self._one_by_one(group, parking)
+
+    async def _one_by_one(self, group: Group, parking: Parking) -> None:
+        for fact, reactions in group.facts:
+            if fact.stream in self.parked and await self._park(fact, BEHIND, parking):
+                continue
+            await self._flush(Group([(fact, reactions)]), parking)
+
+    async def _decide(self, group: Group) -> None:
+        """Load, fold and decide everything of a group, and commit it with the checkpoint."""
+        handled = group.handled
+        advance = Advance(
+            reader=self.name,
+            journal=self.feed.journal,
+            epoch=group.epoch,
+            after=group.after,
+            position=group.last,
+            folded=len(handled),
+            passed_over=group.passed_over,
+        )
+        await self._say(handled, advance, None)
+        self._advance(group.last)
+
+    async def _say(
+        self,
+        handled: Sequence[tuple[Recorded, Sequence[Reaction]]],
+        advance: Advance | None,
+        unpark: Unpark | None,
+    ) -> None:
+        """Decide and append; Stated where a statement that is said already does not show in the state."""
+        names = list(
+            dict.fromkeys(
+                name for _, reactions in handled for one in reactions for name in one.streams
+            )
+        )
+        spans = [
+            linked_span(f"consume {self.name}", fact.meta.traceparent, {"fact.type": fact.type})
+            for fact, _ in (handled if recording() else ())
+            if fact.meta.traceparent
+        ]
+        stated: Stated | None = None
+        try:
+            for _ in range(ATTEMPTS_MAX):
+                loaded = await self._journal.load(names) if names else {}
+                messages: list[Message] = []
+                metas: list[Meta] = []
+                for fact, reactions in handled:
+                    for reaction in reactions:
+                        said = decide(reaction, loaded)
+                        messages += said
+                        metas += [self._meta(fact)] * len(said)
+                command = Command(
+                    facts=tuple(messages),
+                    meta=Meta(f"service:{self._journal.name.split('/')[0]}"),
+                    metas=tuple(metas),
+                    expected={name: len(loaded[name]) for name in names},
+                    advance=advance,
+                    unpark=unpark,
+                )
+                try:
+                    await self._journal.append(command)
+                    return
+                except Stale:
+                    stated = None
+                except Stated as error:
+                    stated = error
+        finally:
+            for span in spans:
+                span.end()
+        if stated is not None:
+            raise stated
+        raise Exhausted("READER_RACES", f"{self.name} lost {ATTEMPTS_MAX} races in a row.")
+
+    async def _fold(self, group: Group, folder: Folder) -> None:
+        """Write rows and checkpoint in one transaction."""
+        handled = group.handled
+        writes = [write for fact, _ in handled for write in folder.write(fact)]
+        async with self._transaction() as connection:
+            await self._hold(connection, group.after)
+            await execute_writes(connection, self._queries, writes)
+            await connection.execute(
+                _queries["move_checkpoint"],
+                *self._key,
+                group.epoch,
+                group.last,
+                len(handled),
+                group.passed_over,
+            )
+        self._advance(group.last)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Connection, None]:
+        async with self._database.connection() as connection, connection.transaction():
+            yield connection
+
+    async def _hold(self, connection: Connection, position: int) -> None:
+        """Lock the checkpoint; Overtaken where it is elsewhere."""
+        row = await connection.fetchrow(_queries["lock_checkpoint"], *self._key)
+        if row is None or row["position"] != position or row["halted"] is not None:
+            raise Overtaken(self.name)
+
+    async def _park_raised(self, fact: Recorded, error: Exception, parking: Parking) -> None:
+        _log.error("%s parks %s at %d", self.name, fact.stream, fact.position, exc_info=error)
+        await self._park(fact, f"{type(error).__name__}: {error}", parking)
+
+    async def _park(self, fact: Recorded, reason: str, parking: Parking) -> bool:
+        """
+        Keep a fact that could not be used, and account for it.
+
+        False where it would be parked BEHIND others of its stream and an operator has taken them
+        all out meanwhile: it is to be handled then.
+        """
+        async with self._transaction() as connection:
+            await self._hold(connection, fact.position - 1)
+            if reason == BEHIND and not await connection.fetchval(
+                _queries["is_parked"], *self._key, fact.stream
+            ):
+                self.parked.discard(fact.stream)
+                return False
+            await connection.execute(
+                _queries["park"],
+                *self._key,
+                fact.position,
+                fact.stream,
+                fact.project,
+                fact.type,
+                reason,
+                to_record(fact).SerializeToString(deterministic=True),
+            )
+            await connection.execute(
+                _queries["move_checkpoint"], *self._key, fact.epoch, fact.position, 0, 0
+            )
+        self.parked.add(fact.stream)
+        self._advance(fact.position)
+        if reason != BEHIND:
+            parking.failed += 1
+            if parking.systemic(len(self.parked)):
+                raise Systemic(f"{len(self.parked)} streams are parked, the last for: {reason}")
+        return True
+
+    async def _retry_unknown(self) -> None:
+        """At each start: what was parked because its type was not known may be known by now."""
+        for stream in sorted(self.parked):
+            rows = await self._database.fetch(_queries["parked_of_stream"], *self._key, stream)
+            if rows and rows[0]["reason"].startswith(UNKNOWN_TYPE):
+                if rows[0]["type"] in self._registry.classes:
+                    await self.retry(stream)
 
     async def _retry_one(self, fact: Recorded) -> None:
         unpark = Unpark(self.name, self.feed.journal, fact.position)
-        if isinstance(self._consumer, Folder):
-            await self._refold(fact, self._consumer, unpark)
-            return
-        handles = fact.type in self._consumer.handles
-        reactions = await self._consumer.react(fact) if handles else ()
-        for _ in range(ATTEMPTS_MAX):
-            names = list(dict.fromkeys(name for one in reactions for name in one.streams))
-            loaded = await self._journal.load(names) if names else {}
-            messages = [message for one in reactions for message in decide(one, loaded)]
-            try:
-                await self._journal.append(
-                    Command(
-                        facts=tuple(messages),
-                        meta=self._meta(fact),
-                        expected={name: len(loaded[name]) for name in names},
-                        unpark=unpark,
-                    )
-                )
-            except (Stale, Stated):
-                continue
-            return
-        raise Exhausted("READER_RACES", f"{self.name} lost {ATTEMPTS_MAX} races in a row.")
+        handles = fact.type in self._handles
+        if self._folder is not None:
+            await self._refold(self._folder.write(fact) if handles else (), unpark)
+        else:
+            await self._say([(fact, await self._react(fact) if handles else ())], None, unpark)
 
-    async def _refold(self, fact: Recorded, folder: Folder, unpark: Unpark) -> None:
+    async def _refold(self, writes: Sequence[Write], unpark: Unpark) -> None:
         """Write a parked fact's rows and take it out of the parking, in one transaction."""
-        writes = folder.write(fact) if fact.type in folder.handles else ()
-        async with self._database.connection() as connection, connection.transaction():
-            await connection.fetchrow(_queries["lock_checkpoint"], self.name, self.feed.journal)
+        async with self._transaction() as connection:
+            await connection.fetchrow(_queries["lock_checkpoint"], *self._key)
             await execute_writes(connection, self._queries, writes)
-            gone = await connection.fetchval(
-                _queries["unpark"], unpark.reader, unpark.journal, unpark.position
-            )
-            if gone is None:
+            if not await connection.fetchval(_queries["unpark"], *self._key, unpark.position):
                 raise Overtaken(self.name)
-            await connection.execute(_queries["count_unparked"], self.name, self.feed.journal)
-
-    async def _epoch(self, group: Group) -> int:
-        if group.facts:
-            return group.facts[-1][0].epoch
-        row = await self._checkpoint()
-        return row[0] if row is not None else 1
+            await connection.execute(_queries["count_unparked"], *self._key)
 
     def _meta(self, fact: Recorded) -> Meta:
         return Meta(
-            actor=f"service:{self.name.split('/')[0]}",
+            actor=f"service:{self._journal.name.split('/')[0]}",
             cause_journal=fact.journal,
             cause_position=fact.position,
             traceparent=fact.meta.traceparent,
@@ -662,7 +620,39 @@ class Reader:
         self._moved = asyncio.Event()
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a reader got, of which lineage, and why it stands still there."""
+
+    epoch: int
+    position: int
+    halted: str
+
+
+@dataclass(slots=True)
+class Parking:
+    """What a page has cost so far, to tell a bad fact from a bad reader."""
+
+    page: int
+    failed: int = 0
+
+    def systemic(self, streams: int) -> bool:
+        """Whether more streams are parked, or more of a large page has failed, than facts can explain."""
+        share = self.page >= PARKED_SHARE_PAGE_MIN and self.failed > self.page * PARKED_SHARE_MAX
+        return share or streams > PARKED_STREAMS_MAX
+
+
 def decide(reaction: Reaction, loaded: Mapping[str, Sequence[Recorded]]) -> Sequence[Message]:
     """Fold the streams of a reaction and decide."""
     state = reaction.fold(*(loaded[name] for name in reaction.streams))
     return reaction.decide(state)
+
+
+def _retried_elsewhere(reader: str, stream: str) -> Conflict:
+    return Conflict(
+        "PARKED_RETRIED",
+        f"Somebody else handles what {reader} has parked of {stream}.",
+        next_step="See what is left: fermion journal parked.",
+        reader=reader,
+        stream=stream,
+    )

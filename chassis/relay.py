@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from chassis.bus import BATCH_MAX, Away, Bus, OutOfSequence
-from chassis.envelope import Recorded
-from chassis.journal import Journal
+from chassis.bus import BATCH_MAX, Away, Bus, Foreign, OutOfSequence
 from chassis.lease import Lease
 from chassis.refusals import Unavailable
+from chassis.store import PostgresJournal
+from chassis.telemetry import linked_span, recording
+from fermion.api.journal import v1 as api
 
-# A stream that is gone is filled again with so many facts; older ones come from the log anyway.
+# A stream that is gone is filled again with so many facts. The oldest that any reader still needs
+# is not known here, for readers' checkpoints lie in their own services; who needs older ones finds
+# a hole and reads the log.
 REFILL_MAX = 100_000
+# What goes out at once: a batch lies whole in the broker's memory until its end is there.
+PORTION_BYTES_MAX = 4 * 1024 * 1024
 POLL_SECONDS = 1.0
 AGAIN_SECONDS = 0.2
 HALTED_SECONDS = 5.0
+# After so much quiet the stream is looked at: one that was deleted or cut short is filled again.
+QUIET_SECONDS = 5.0
+
+NEXT_STEP = (
+    "Find out what was lost, then begin a new epoch: see `A relay halted` in docs/operations.md."
+)
 
 _log = logging.getLogger(__name__)
+
+Sized = TypeVar("Sized")
 
 
 class Halted(Exception):
@@ -35,7 +49,7 @@ class Relay:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: PostgresJournal,
         bus: Bus,
         lease: Lease,
         published: Callable[[int], None] | None = None,
@@ -44,88 +58,177 @@ class Relay:
         self._bus = bus
         self._lease = lease
         self._published = published
+        self._trouble = ""
         self.position = -1
+        self.head = 0
         self.halted = ""
+
+    @property
+    def lag(self) -> int:
+        """Positions that the journal has and the stream, as far as is known, has not."""
+        return max(0, self.head - max(0, self.position))
 
     async def run(self) -> None:
         """Copy until cancelled."""
+        await self._bus.on_nudge(self._journal.name, self._journal.wake)
         while True:
-            await self._lease.wait_held()
+            await self._stand_by()
+            # Without a connection there is nothing to resume from; with a new one there is at once.
+            await self._bus.wait_ready(POLL_SECONDS)
             try:
                 await self._copy(await self._resume())
             except (Away, OutOfSequence, Unavailable) as error:
-                _log.debug("relay of %s: %r; reading the tail again", self._journal.name, error)
+                self._tell(error)
                 await asyncio.sleep(AGAIN_SECONDS)
-            except Halted as error:
-                if not self.halted:
+            except (Halted, Foreign) as error:
+                if self.halted != str(error):
                     _log.error("relay of %s halted: %s", self._journal.name, error)
                 self.halted = str(error)
                 await asyncio.sleep(HALTED_SECONDS)
 
+    async def _stand_by(self) -> None:
+        """Until the lease is held, tell its holder when the journal grows."""
+        if self._lease.held() is not None:
+            return
+        # Another one copies now, and knows how far it is.
+        self.head = 0
+        async with asyncio.TaskGroup() as group:
+            nudging = group.create_task(self._nudge(), name="relay nudges")
+            await self._lease.wait_held()
+            nudging.cancel()
+
+    async def _nudge(self) -> None:
+        position = 0
+        while True:
+            try:
+                await self._journal.grown(position, POLL_SECONDS)
+                head = (await self._journal.head()).position
+            except Unavailable:
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            if head > position:
+                await self._bus.nudge(self._journal.name)
+            position = head
+
     async def _resume(self) -> int:
         """Find the position behind which to go on."""
         name = self._journal.name
-        head = await self._journal.head()
         tail = await self._bus.tail(name)
         if tail is None:
-            await self._bus.create_stream(name, max(1, head.position - REFILL_MAX + 1))
+            begin = (await self._journal.head()).position - REFILL_MAX + 1
+            await self._bus.create_stream(name, max(1, begin))
             tail = await self._bus.tail(name)
             if tail is None:
                 raise Away(f"the stream of {name} could not be made")
+        # After the tail, so that the head is never behind it by what another relay publishes now.
+        head = await self._journal.head()
         if tail.last > head.position:
             raise Halted(
                 f"the stream ends at {tail.last} and the journal at {head.position}: the journal "
-                "has lost its tail. Run `fermion restore --accept` once it is clear what was lost."
+                f"has lost its tail. {NEXT_STEP}"
             )
-        stored = await self._bus.message(name, tail.last) if tail.last >= tail.first else None
-        if stored is not None:
-            page = await self._journal.read(tail.last - 1, 1)
-            own = page.records[0] if page.records else None
-            if own is None or (own.type, own.data) != (stored.type, stored.data):
-                raise Halted(
-                    f"position {tail.last} is {stored.type} in the stream and "
-                    f"{'nothing' if own is None else own.type} in the journal: they have parted. "
-                    "Run `fermion restore --accept` once it is clear what was lost."
-                )
+        if not tail.empty:
+            await self._compare(tail.last, head.epoch, head.epoch_first)
         self.halted = ""
         return tail.last
 
+    async def _compare(self, last: int, epoch: int, epoch_first: int) -> None:
+        """Halted where the stream's last message is not what the journal has there."""
+        stored = await self._bus.message(self._journal.name, last)
+        if stored is None:
+            raise Away(f"message {last} has just gone")
+        page = await self._journal.records(last - 1, 1)
+        own = page.records[0] if page.records else None
+        if (
+            own is None
+            or (own.type, own.data) != (stored.type, stored.data)
+            or stored.epoch > epoch
+            or (stored.epoch < epoch and last >= epoch_first)
+        ):
+            raise Halted(
+                f"position {last} is {stored.type} of epoch {stored.epoch} in the stream and "
+                f"{'nothing' if own is None else own.type} of epoch {epoch} in the journal: they "
+                f"have parted. {NEXT_STEP}"
+            )
+
     async def _copy(self, position: int) -> None:
         """Publish page after page, the next one being read while one is on its way."""
+        loop = asyncio.get_running_loop()
         self._moved(position)
+        quiet = loop.time()
         records = await self._next(position)
         while self._lease.held() is not None:
             if not records:
+                if loop.time() > quiet + QUIET_SECONDS:
+                    return
                 await self._journal.grown(position, POLL_SECONDS)
                 records = await self._next(position)
                 continue
-            last = records[-1].position
             async with asyncio.TaskGroup() as group:
-                ahead = group.create_task(self._next(last), name="relay reads ahead")
+                ahead = group.create_task(
+                    self._next(records[-1].position), name="relay reads ahead"
+                )
                 sent = group.create_task(self._publish(records, position), name="relay publishes")
-            for outcome in (sent.result(), ahead.exception()):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            position, records = last, ahead.result()
+            fault = sent.result()
+            if fault is not None:
+                raise fault
+            position, records = records[-1].position, ahead.result()
             self._moved(position)
+            self._tell(None)
+            quiet = loop.time()
 
     async def _publish(
-        self, records: Sequence[Recorded], position: int
+        self, records: Sequence[api.Record], position: int
     ) -> Away | OutOfSequence | None:
         """Publish, and answer a fault instead of raising it through the group that also reads."""
+        traced = recording()
         try:
-            await self._bus.publish(records, position)
+            for portion in portions(records, api.Record.ByteSize, PORTION_BYTES_MAX):
+                spans = [
+                    linked_span("publish", fact.meta.traceparent, {"fact.type": fact.type})
+                    for fact in (portion if traced else ())
+                    if fact.meta.traceparent
+                ]
+                try:
+                    position = await self._bus.publish(portion, position)
+                finally:
+                    for span in spans:
+                        span.end()
         except (Away, OutOfSequence) as error:
             return error
         return None
 
-    async def _next(self, position: int) -> tuple[Recorded, ...]:
+    async def _next(self, position: int) -> Sequence[api.Record]:
         try:
-            return (await self._journal.read(position, BATCH_MAX)).records
+            page = await self._journal.records(position, BATCH_MAX)
         except Unavailable:
             return ()
+        self.head = page.head
+        return page.records
 
     def _moved(self, position: int) -> None:
         self.position = position
         if self._published is not None:
             self._published(position)
+
+    def _tell(self, trouble: Exception | None) -> None:
+        """Say each new trouble once, not at each attempt."""
+        if trouble is not None:
+            level = logging.DEBUG if repr(trouble) == self._trouble else logging.WARNING
+            _log.log(level, "relay of %s reads the tail again: %r", self._journal.name, trouble)
+        self._trouble = repr(trouble) if trouble else ""
+
+
+def portions(
+    items: Sequence[Sized], size: Callable[[Sized], int], bytes_max: int
+) -> Iterator[Sequence[Sized]]:
+    """Cut a sequence, in order, so that no part but one of a single item is larger than that."""
+    first = total = 0
+    for place, item in enumerate(items):
+        here = size(item)
+        if total + here > bytes_max and place > first:
+            yield items[first:place]
+            first, total = place, 0
+        total += here
+    if first < len(items):
+        yield items[first:]

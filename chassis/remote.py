@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import grpc.aio
@@ -24,6 +25,10 @@ class LocalLog:
     async def read(self, after: int, limit: int) -> Page:
         """Read facts after a position."""
         return await self._journal.read(after, limit)
+
+    async def grown(self, past: int, seconds: float) -> None:
+        """Return when there is more than up to a position, or after so many seconds."""
+        await self._journal.grown(past, seconds)
 
 
 class RemoteLog:
@@ -65,3 +70,8 @@ class RemoteLog:
         return Page(
             tuple(from_record(record, self._registry) for record in records), head, epoch, first
         )
+
+    async def grown(self, past: int, seconds: float) -> None:
+        """Return after so many seconds: the owner tells of growth by JetStream only."""
+        del past
+        await asyncio.sleep(seconds)

@@ -7,9 +7,18 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -23,10 +32,18 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from protovalidate import Validator
 
-from chassis.callers import NOBODY, Caller, Callers, rules
+from chassis.callers import ANONYMOUS, NOBODY, Caller, Callers, rules
 from chassis.envelope import Meta
 from chassis.journal import Request
-from chassis.refusals import Exhausted, Invalid, Missing, Refused, Unavailable, Violation
+from chassis.refusals import (
+    Exhausted,
+    Exists,
+    Invalid,
+    Missing,
+    Refused,
+    Unavailable,
+    Violation,
+)
 from chassis.service import Mount
 from chassis.telemetry import REQUEST_ID, Metrics, current_traceparent
 from fermion.api.projects import v1 as projects
@@ -35,12 +52,18 @@ DOMAIN: Final = "fermion"
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
+# Of a position, which is an int64.
+DIGITS_MAX: Final = 18
+# A refusal travels in trailing metadata, of which clients take 8 KiB; what is longer is cut.
+VIOLATIONS_MAX: Final = 20
+ARGUMENTS_BYTES_MAX: Final = 2000
+TEXT_BYTES_MAX: Final = 400
+DETAILS_BYTES_MAX: Final = 4096
 # Answered without a token and without a rule: they tell nothing but that the server lives.
 OPEN: Final = ("/grpc.health.", "/grpc.reflection.")
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Reached: TypeAlias = Callable[[int, float], Awaitable[bool]]
-In = TypeVar("In", bound=Message)
 
 _log = logging.getLogger(__name__)
 _codes: Final = {code.name: code for code in grpc.StatusCode}
@@ -117,21 +140,30 @@ class Door:
         request_id = metadata.get("x-request-id", "")[:100] or str(uuid.uuid4())
         REQUEST_ID.set(request_id)
         call = Call(context, method, NOBODY, request_id, metadata, current_traceparent(metadata))
-        call.caller = self.callers.authenticate(metadata.get("authorization"))
-        await self._wait(method, metadata.get("fermion-after", ""))
         rule = self.rules.get(method)
         if rule is None:
             raise Missing("METHOD_UNKNOWN", f"There is no call {method}.", method=method)
-        if rule.platform != projects.PLATFORM_ROLE_ANONYMOUS:
+        # What anybody may call does not depend on a token, not even on a bad one.
+        open_to_all = rule.platform == projects.PLATFORM_ROLE_ANONYMOUS
+        if not open_to_all:
+            call.caller = self.callers.authenticate(metadata.get("authorization"))
+        known = call.caller.kind != ANONYMOUS
+        if known or open_to_all:
+            await self._wait(method, metadata.get("fermion-after", ""))
             call.caller = self.callers.recognise(call.caller)
-        # What is not a name cannot be allowed or denied: the shape of the request comes first,
-        # but nobody who is not known learns anything from it.
-        if call.caller.kind != "anonymous":
+            # What is not a name cannot be allowed or denied: the shape of the request comes first,
+            # but nobody who is not known learns anything from it.
             self._validate(request)
         self.callers.authorise(call.caller, rule, request)
-        if call.caller.kind == "anonymous":
-            self._validate(request)
         return call
+
+    def still(self, call: Call, request: Message) -> None:
+        """Raise a refusal where a call that was let in would not be let in now."""
+        rule = self.rules[call.method]
+        if rule.platform != projects.PLATFORM_ROLE_ANONYMOUS:
+            found = self.callers.authenticate(call.metadata.get("authorization"))
+            call.caller = self.callers.recognise(found)
+        self.callers.authorise(call.caller, rule, request)
 
     def _validate(self, request: Message) -> None:
         violations = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
@@ -159,9 +191,10 @@ class Door:
         if not after:
             return
         service = method.split("/")[1]
+        deadline = time.monotonic() + BEHIND_SECONDS_MAX
         for part in after.split(","):
             journal, _, text = part.strip().partition("=")
-            if not text.isdigit():
+            if not (text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX):
                 raise Invalid(
                     "POSITION_INVALID",
                     f"fermion-after is {after!r}.",
@@ -169,7 +202,7 @@ class Door:
                     next_step="Send back what `fermion-position` said.",
                 )
             for reached in self.reads.get(service, {}).get(journal, ()):
-                if not await reached(int(text), BEHIND_SECONDS_MAX):
+                if not await reached(int(text), max(0.0, deadline - time.monotonic())):
                     raise Unavailable(
                         "READ_BEHIND",
                         f"This process has not yet read {journal} up to {text}.",
@@ -184,6 +217,12 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def close(self) -> None:
+        """End the streams that go on for ever, so that their callers ask another process."""
+        if not self._closing.done():
+            self._closing.set_result(None)
 
     async def intercept_service(
         self,
@@ -209,22 +248,24 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
-        raise AssertionError(f"{method}: calls with a stream of requests have no door yet")
+        raise AssertionError(f"{method} takes a stream of requests, which `door` has refused")
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         async def answer(request: Message, context: Context) -> Message:
-            began, code = time.perf_counter(), "OK"
-            call: Call | None = None
+            # A caller who goes away or runs out of time ends the task, and nothing more is known.
+            began, code = time.perf_counter(), "CANCELLED"
+            bound = asyncio.timeout(_seconds(context))
             try:
-                call = await self._door.enter(method, request, context)
-                async with asyncio.timeout(_seconds(context)):
+                async with bound:
+                    call = await self._door.enter(method, request, context)
                     response: Message = await behavior(request, call)
                 context.set_trailing_metadata((("x-request-id", call.request_id), *call.trailing))
+                code = "OK"
                 return response
             except Exception as error:
-                status = _status(error, method)
+                status = _status(error, method, bound.expired())
                 code = _code_name(status)
-                await context.abort_with_status(rpc_status.to_status(status))
+                await _abort(context, status)
                 raise AssertionError("abort has raised") from error
             finally:
                 self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
@@ -233,21 +274,53 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
-            began, code = time.perf_counter(), "OK"
+            began, code = time.perf_counter(), "CANCELLED"
             try:
                 call = await self._door.enter(method, request, context)
                 # Sent at once, so that a watcher knows that it watches before anything changes.
                 await context.send_initial_metadata((("x-request-id", call.request_id),))
-                async for response in behavior(request, call):
-                    yield response
+                async with aclosing(self._until_closed(behavior(request, call))) as responses:
+                    async for response in responses:
+                        # A watch may go on for days, in which roles and tokens end.
+                        self._door.still(call, request)
+                        yield response
+                context.set_trailing_metadata((("x-request-id", call.request_id), *call.trailing))
+                code = "OK"
             except Exception as error:
-                status = _status(error, method)
+                status = _status(error, method, False)
                 code = _code_name(status)
-                await context.abort_with_status(rpc_status.to_status(status))
+                await _abort(context, status)
             finally:
                 self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
 
         return answer
+
+    async def _until_closed(
+        self, responses: AsyncGenerator[Message, None]
+    ) -> AsyncGenerator[Message, None]:
+        """Pass responses on until this process drains; then `Unavailable` (SHUTTING_DOWN)."""
+        async with aclosing(responses):
+            while True:
+                upcoming = asyncio.ensure_future(anext(responses, None))
+                try:
+                    await asyncio.wait(
+                        (upcoming, self._closing), return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    if not upcoming.done():
+                        upcoming.cancel()
+                        with suppress(asyncio.CancelledError):
+                            await upcoming
+                if upcoming.cancelled():
+                    raise Unavailable(
+                        "SHUTTING_DOWN",
+                        "This process ends; another one, or its next start, goes on.",
+                        next_step="Ask again, a watch with its last resume_token.",
+                    )
+                response = upcoming.result()
+                if response is None:
+                    return
+                yield response
 
 
 class Server:
@@ -255,7 +328,8 @@ class Server:
 
     def __init__(self, door: Door, mounts: Iterable[Mount], listen: str, traced: bool) -> None:
         self._health = health.aio.HealthServicer()
-        interceptors: list[grpc.aio.ServerInterceptor] = [Gatekeeper(door)]
+        self._gatekeeper = Gatekeeper(door)
+        interceptors: list[grpc.aio.ServerInterceptor] = [self._gatekeeper]
         if traced:
             interceptors.insert(0, aio_server_interceptor())  # type: ignore[no-untyped-call]
         self._server = grpc.aio.server(
@@ -298,6 +372,7 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Say that nothing serves, let running calls end, close."""
         await self._health.enter_graceful_shutdown()
+        self._gatekeeper.close()
         await self._server.stop(grace)
 
 
@@ -307,7 +382,7 @@ def door(
     reads: Mapping[str, Mapping[str, Sequence[Reached]]],
     metrics: Metrics,
 ) -> Door:
-    """Make the door of a process; an RPC without an access rule is refused here, at start."""
+    """Make the door of a process; an RPC without a usable access rule is refused here, at start."""
     return Door(callers, rules(mount.service_name for mount in mounts), reads, metrics)
 
 
@@ -315,35 +390,67 @@ def to_status(refusal: Refused) -> status_pb2.Status:
     """Write a refusal as canonical code, reason, field violations and what to do next."""
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
-            reason=refusal.reason,
-            domain=DOMAIN,
-            metadata={
-                **refusal.arguments,
-                **({"next_step": refusal.next_step} if refusal.next_step else {}),
-            },
-        )
+            reason=refusal.reason, domain=DOMAIN, metadata=_arguments(refusal)
+        ),
+        error_details_pb2.RequestInfo(request_id=REQUEST_ID.get()),
     ]
-    if refusal.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=found.field, description=found.description, reason=found.rule
-                    )
-                    for found in refusal.violations
-                ]
-            )
-        )
     if isinstance(refusal, Unavailable | Exhausted):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(refusal.retry_seconds * 1000))
         details.append(retry)
-    details.append(error_details_pb2.RequestInfo(request_id=REQUEST_ID.get()))
+    if isinstance(refusal, Missing | Exists) and refusal.arguments:
+        # The first argument of these names what is missing, or there already.
+        kind, name = next(iter(refusal.arguments.items()))
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=_cut(name)))
+    if refusal.violations:
+        size = sum(detail.ByteSize() for detail in details)
+        details.append(_bad_request(refusal.violations, size))
     return status_pb2.Status(
         code=_codes[refusal.code].value[0],
-        message=refusal.message,
+        message=_cut(refusal.message),
         details=[_packed(detail) for detail in details],
     )
+
+
+def _arguments(refusal: Refused) -> dict[str, str]:
+    """What to do next, and as many arguments as there is room for."""
+    found = {"next_step": _cut(refusal.next_step)} if refusal.next_step else {}
+    left = ARGUMENTS_BYTES_MAX - sum(len(text.encode()) for text in found.values())
+    for name, value in refusal.arguments.items():
+        cut = _cut(value)
+        left -= len(name) + len(cut.encode())
+        if left < 0:
+            break
+        found[name] = cut
+    return found
+
+
+def _bad_request(
+    violations: Sequence[Violation], bytes_before: int
+) -> error_details_pb2.BadRequest:
+    """As many violations as there is room for; the first is always there."""
+    bad = error_details_pb2.BadRequest()
+    for found in violations[:VIOLATIONS_MAX]:
+        bad.field_violations.add(
+            field=_cut(found.field), description=_cut(found.description), reason=found.rule
+        )
+        if len(bad.field_violations) > 1 and bytes_before + bad.ByteSize() > DETAILS_BYTES_MAX:
+            del bad.field_violations[-1]
+            break
+    return bad
+
+
+def _cut(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= TEXT_BYTES_MAX:
+        return text
+    return encoded[: TEXT_BYTES_MAX - 3].decode(errors="ignore") + "…"
+
+
+async def _abort(context: Context, status: status_pb2.Status) -> None:
+    told = rpc_status.to_status(status)
+    request_id = ("x-request-id", REQUEST_ID.get())
+    await context.abort(told.code, told.details, (*told.trailing_metadata, request_id))
 
 
 def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
@@ -354,7 +461,9 @@ def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
             continue
         if one.message_type is not None and one.message_type.GetOptions().map_entry:
             for key, entry in value.items():
-                if "\0" in f"{key}" or "\0" in f"{entry}":
+                if isinstance(entry, Message):
+                    yield from nul_fields(entry, f"{where}[{key!r}]")
+                if "\0" in str(key) or (isinstance(entry, str) and "\0" in entry):
                     yield Violation(f"{where}[{key!r}]", "must not hold the character U+0000")
             continue
         for place, item in enumerate(value if one.is_repeated else (value,)):
@@ -370,10 +479,10 @@ def _seconds(context: Context) -> float | None:
     return UNARY_SECONDS_MAX if context.time_remaining() is None else None
 
 
-def _status(error: Exception, method: str) -> status_pb2.Status:
+def _status(error: Exception, method: str, timed_out: bool) -> status_pb2.Status:
     if isinstance(error, Refused):
         return to_status(error)
-    if isinstance(error, TimeoutError):
+    if timed_out and isinstance(error, TimeoutError):
         refusal = Refused(
             "DEADLINE_EXCEEDED",
             f"The call took longer than {UNARY_SECONDS_MAX:.0f} s.",

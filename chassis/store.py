@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.commit import Committer, Observer
 from chassis.envelope import Recorded, Registry, from_meta
@@ -22,12 +26,24 @@ from chassis.journal import (
 from chassis.postgres import Connection, Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Unavailable
+from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
 # Other processes append, too: this often their facts are looked for without being told.
 POLL_SECONDS = 0.5
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A page as ReadLog answers it and NATS carries it; see `chassis.journal.Page`."""
+
+    records: Sequence[api.Record]
+    head: int
+    epoch: int
+    epoch_first: int
 
 
 class PostgresJournal:
@@ -49,6 +65,9 @@ class PostgresJournal:
         self._name = f"{database.service}/{shard}"
         self._committer = Committer(database, shard, book, queries, observer)
         self._epoch = 1
+        # The head as it was last seen, and when: whoever waits for it to grow asks once for all.
+        self._seen = 0
+        self._looked = float("-inf")
 
     @property
     def name(self) -> str:
@@ -72,7 +91,14 @@ class PostgresJournal:
 
     async def append(self, command: Command) -> Committed:
         """Commit one command; see `Journal.append`."""
-        return await self._committer.submit(command)
+        if not recording() or not command.meta.traceparent:
+            return await self._committer.submit(command)
+        attributes = {"journal": self._name, "facts": str(len(command.facts))}
+        span = linked_span("commit", command.meta.traceparent, attributes)
+        try:
+            return await self._committer.submit(command)
+        finally:
+            span.end()
 
     async def load(self, streams: Sequence[str]) -> Mapping[str, tuple[Recorded, ...]]:
         """Read whole streams."""
@@ -98,17 +124,14 @@ class PostgresJournal:
 
     async def read(self, after: int, limit: int, project: str | None = None) -> Page:
         """Read facts after a position, or after a project position."""
-        head = await self.head()
-        if project is None:
-            rows = await self.database.fetch(_queries["read_log"], self.shard, after, limit)
-            last = head.position
-        else:
-            rows = await self.database.fetch(
-                _queries["read_project"], self.shard, project, after, limit
-            )
-            last = await self._project_head(project)
+        rows, last, head = await self._rows(after, limit, project)
         records = tuple(self._recorded(row) for row in rows)
         return Page(records, last, head.epoch, head.epoch_first)
+
+    async def records(self, after: int, limit: int, project: str | None = None) -> Records:
+        """Read as `read` does, for who passes facts on and looks into none."""
+        rows, last, head = await self._rows(after, limit, project)
+        return Records([self._record(row) for row in rows], last, head.epoch, head.epoch_first)
 
     async def page_on(self, connection: Connection, after: int, limit: int) -> tuple[Recorded, ...]:
         """Read facts after a position on a given connection, in its transaction."""
@@ -129,7 +152,11 @@ class PostgresJournal:
         row = await self.database.fetchrow(_queries["read_head"], self.shard)
         if row is None:
             raise Unavailable("JOURNAL_NOT_OPENED", f"{self._name} has no head row yet.")
-        self._epoch = row["epoch"]
+        if row["epoch"] != self._epoch:
+            # Restored: what was committed beyond this head is not there any more.
+            self._committer.committed = row["position"]
+        self._epoch, self._seen = row["epoch"], row["position"]
+        self._looked = asyncio.get_running_loop().time()
         return Head(row["epoch"], row["position"], row["epoch_first"] or 1)
 
     async def grown(self, past: int, seconds: float) -> None:
@@ -138,23 +165,64 @@ class PostgresJournal:
         deadline = loop.time() + seconds
         while True:
             event = self._committer.grown
-            if (await self.head()).position > past:
+            if max(self._seen, self._committer.committed) > past:
                 return
-            left = deadline - loop.time()
-            if left <= 0:
+            now = loop.time()
+            if self._looked + POLL_SECONDS <= now:
+                self._looked = now
+                await self.head()
+                continue
+            if deadline <= now:
                 return
+            wait = min(deadline, self._looked + POLL_SECONDS) - now
             try:
-                await asyncio.wait_for(event.wait(), min(left, POLL_SECONDS))
+                await asyncio.wait_for(event.wait(), wait)
             except TimeoutError:
                 continue
+
+    def wake(self) -> None:
+        """Look at the head now: somebody says that another process has appended."""
+        self._looked = float("-inf")
+        self._committer.wake_readers()
 
     async def forget_requests(self) -> None:
         """Let go of requests older than 30 days, some at a time."""
         await self.database.execute(_queries["forget_requests"])
 
+    async def _rows(
+        self, after: int, limit: int, project: str | None
+    ) -> tuple[list[Record], int, Head]:
+        head = await self.head()
+        if project is None:
+            rows = await self.database.fetch(_queries["read_log"], self.shard, after, limit)
+            return rows, head.position, head
+        rows = await self.database.fetch(
+            _queries["read_project"], self.shard, project, after, limit
+        )
+        return rows, await self._project_head(project), head
+
     async def _project_head(self, project: str) -> int:
         found = await self.database.fetchval(_queries["project_head"], self.shard, project)
         return found if isinstance(found, int) else 0
+
+    def _record(self, row: Record) -> api.Record:
+        statement, since = row["statement"], row["at"] - EPOCH
+        return api.Record(
+            journal=self._name,
+            epoch=self._epoch,
+            position=row["position"],
+            project=row["project"],
+            project_position=row["project_position"],
+            stream=row["stream"],
+            version=row["version"],
+            type=row["type"],
+            statement="" if statement is None else str(statement),
+            data=row["data"],
+            meta=api.Meta.FromString(row["meta"]),
+            record_time=Timestamp(
+                seconds=since.days * 86400 + since.seconds, nanos=since.microseconds * 1000
+            ),
+        )
 
     def _recorded(self, row: Record) -> Recorded:
         statement = row["statement"]

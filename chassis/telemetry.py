@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -23,6 +25,8 @@ from prometheus_client.registry import Collector
 
 from chassis.config import Common
 from chassis.refusals import Invalid, Violation
+
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 # The request that is being answered; logs carry it, nothing decides on it.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
@@ -74,12 +78,12 @@ def start_logs(settings: Common) -> None:
     logging.getLogger("grpc").setLevel(logging.WARNING)
 
 
-def start_traces(settings: Common, name: str, exporter: SpanExporter | None = None) -> bool:
-    """Send spans where the settings say (or to an exporter given by a test); False where nowhere."""
+def start_traces(settings: Common, name: str, exporter: SpanExporter | None = None) -> None:
+    """Send spans where the settings say, or to an exporter given by a test."""
     match settings.traces:
         case "none":
             if exporter is None:
-                return False
+                return
         case "console":
             exporter = exporter or ConsoleSpanExporter()
         case "otlp":
@@ -91,15 +95,25 @@ def start_traces(settings: Common, name: str, exporter: SpanExporter | None = No
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     AsyncPGInstrumentor().instrument()  # type: ignore[no-untyped-call]  # its own fault
-    return True
 
 
 def current_traceparent(metadata: Mapping[str, str]) -> str:
-    """The W3C trace context of this call: its span's, else the caller's, else a new one."""
+    """
+    The W3C trace context of this call: its span's, else the caller's, else a new one.
+
+    It stands in facts for ever, so what a caller sends is taken only where it is one.
+    """
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    found = carrier.get("traceparent") or metadata.get("traceparent")
-    return found or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    found = carrier.get("traceparent") or metadata.get("traceparent", "")
+    if _TRACEPARENT.fullmatch(found):
+        return found
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+def recording() -> bool:
+    """Whether spans go anywhere; what begins one per fact asks first."""
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
 
 
 def linked_span(name: str, traceparent: str, attributes: Mapping[str, str]) -> trace.Span:
@@ -171,10 +185,16 @@ class Metrics:
         host, _, port = listen.rpartition(":")
         if not port.isdigit():
             raise _setting("FERMION_METRICS_LISTEN", listen, "must be host:port")
-        server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
+        try:
+            server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
+        except (OSError, OverflowError) as error:
+            raise _setting(
+                "FERMION_METRICS_LISTEN", listen, f"must be an address that is free ({error})"
+            ) from error
 
         def stop() -> None:
             server.shutdown()
+            server.server_close()
             thread.join()
 
         return stop

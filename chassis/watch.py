@@ -31,7 +31,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[Resource]):
-    """One message of a watch; the token is the place behind it."""
+    """One message of a watch; the token is the place behind it, empty for an initial row."""
 
     kind: Kind
     uid: str
@@ -53,7 +53,9 @@ async def watch(
     """
     Follow a journal for ever, mapping facts to the uids they touch and uids to their present rows.
 
-    The token names journal, epoch and position, and no read model, so it survives rebuilds.
+    The token names journal, epoch and position, and no read model, so it survives rebuilds. An
+    initial row has none: who loses the watch before the bookmark behind the last row asks for all
+    of them again.
     Another epoch is `Expired` (RESUME_TOKEN_EXPIRED). Rows are written with their facts, so a row
     is never older than the fact that touched it.
     """
@@ -61,8 +63,7 @@ async def watch(
     position = _position(journal.name, token, head) if token else head.position
     if send_initial and not token:
         for uid, resource in await initial():
-            # The token is the place before: a watch that ends here sends the rest again.
-            yield Change(Kind.INITIAL, uid, resource, encode(journal.name, head.epoch, position))
+            yield Change(Kind.INITIAL, uid, resource, "")
         yield Change(Kind.BOOKMARK, "", None, encode(journal.name, head.epoch, position))
     silent_since = clock.monotonic()
     while True:
@@ -102,7 +103,7 @@ def encode(journal: str, epoch: int, position: int) -> str:
 def _position(journal: str, token: str, head: Head) -> int:
     try:
         name, epoch, position = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise _invalid("is not a resume token") from error
     if name != journal or not isinstance(epoch, int) or not isinstance(position, int):
         raise _invalid(f"is not one of {journal}")

@@ -36,8 +36,8 @@ CREATE TABLE event (
     at               timestamptz NOT NULL,
     PRIMARY KEY (log, position)
 );
-CREATE INDEX event_stream ON event (log, stream, version);
-CREATE INDEX event_project ON event (log, project, project_position);
+CREATE UNIQUE INDEX event_stream ON event (log, stream, version);
+CREATE UNIQUE INDEX event_project ON event (log, project, project_position);
 
 CREATE TABLE stream_head (
     log     text   NOT NULL,
@@ -113,6 +113,8 @@ CREATE INDEX parked_stream ON parked (reader, journal, stream, position);
 -- Rows (command, kind, …): refused; nothing was written; take them out, number again.
 -- Row (0, 'done', …): written; `moment` is the time that all of its facts were recorded.
 --
+-- Names that a command frees are free before it claims any; `c_freed` marks a name that it does both to.
+--
 -- Keys are looked up by scalar subqueries and never by joins, with sequential scans switched off:
 -- a plan made while the tables are still empty would otherwise be kept when they have grown.
 CREATE FUNCTION append(
@@ -124,7 +126,7 @@ CREATE FUNCTION append(
     s_reader text[], s_journal text[],
     e_command int[], e_stream text[], e_version bigint[],
     f_command int[], f_project text[], f_place bigint[], f_stream text[], f_version bigint[], f_type text[], f_statement uuid[], f_data bytea[], f_meta bytea[],
-    c_command int[], c_scope text[], c_name text[], c_uid text[],
+    c_command int[], c_scope text[], c_name text[], c_uid text[], c_freed boolean[],
     r_scope text[], r_name text[],
     h_project text[], h_place bigint[],
     v_stream text[], v_version bigint[]
@@ -143,7 +145,7 @@ DECLARE
     v_found  boolean := false;
 BEGIN
     SELECT * INTO v_head FROM head WHERE head.log = p_log FOR UPDATE;
-    IF v_head.position <> p_before OR v_head.epoch <> p_epoch THEN
+    IF v_head.position IS DISTINCT FROM p_before OR v_head.epoch IS DISTINCT FROM p_epoch THEN
         RETURN QUERY SELECT 0, 'head'::text, NULL::text, v_head.position, NULL::bytea, NULL::timestamptz;
         RETURN QUERY SELECT 0, 'epoch'::text, NULL::text, v_head.epoch, NULL::bytea, NULL::timestamptz;
         RETURN;
@@ -163,8 +165,9 @@ BEGIN
     IF cardinality(a_command) > 0 THEN
         RETURN QUERY
         SELECT a.command, 'overtaken'::text, a.reader, NULL::bigint, NULL::bytea, NULL::timestamptz
-          FROM unnest(a_command, a_reader, a_journal, a_after) AS a (command, reader, journal, after)
-         WHERE (SELECT k.position FROM checkpoint AS k WHERE k.reader = a.reader AND k.journal = a.journal AND k.halted IS NULL)
+          FROM unnest(a_command, a_reader, a_journal, a_epoch, a_after) AS a (command, reader, journal, epoch, after)
+         WHERE (SELECT k.position FROM checkpoint AS k
+                 WHERE k.reader = a.reader AND k.journal = a.journal AND k.halted IS NULL AND (k.epoch = a.epoch OR k.position = 0))
                IS DISTINCT FROM a.after;
         v_found := v_found OR FOUND;
     END IF;
@@ -203,7 +206,8 @@ BEGIN
         SELECT held.command, 'claimed'::text, held.scope || E'\n' || held.name, NULL::bigint, NULL::bytea, NULL::timestamptz
           FROM (SELECT c.command, c.scope, c.name, c.uid,
                        (SELECT k.uid FROM claim AS k WHERE k.scope = c.scope AND k.name = c.name) AS holder
-                  FROM unnest(c_command, c_scope, c_name, c_uid) AS c (command, scope, name, uid)) AS held
+                  FROM unnest(c_command, c_scope, c_name, c_uid, c_freed) AS c (command, scope, name, uid, freed)
+                 WHERE NOT c.freed) AS held
          WHERE held.holder <> held.uid;
         v_found := v_found OR FOUND;
     END IF;

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
+from chassis.batch import Placed, place_facts
 from chassis.clock import Clock, SystemClock
-from chassis.commit import Placed, place_facts
 from chassis.envelope import Recorded, Registry
 from chassis.journal import (
     Advance,
@@ -29,8 +30,26 @@ from chassis.journal import (
 )
 
 
+@dataclass(slots=True)
+class Checkpoint:
+    """How far one reader got in one journal."""
+
+    epoch: int = 1
+    position: int = 0
+    folded: int = 0
+    passed_over: int = 0
+    skipped: int = 0
+    halted: str | None = None
+
+
 class MemoryJournal:
-    """See `chassis.journal.Journal`. Appends are decided one after another, in the order of the calls."""
+    """
+    See `chassis.journal.Journal`. Appends are decided one after another, in the order of the calls.
+
+    A test opens a reader's checkpoint by putting one into `checkpoints`, parks a fact by adding
+    its (reader, journal, position) to `parked`, and gives a lease by its writer epoch in `writers`.
+    `writes` are the rows' writes so far, in order.
+    """
 
     def __init__(
         self,
@@ -47,13 +66,14 @@ class MemoryJournal:
         self._clock = clock or SystemClock()
         self._epoch = epoch
         self._grown = asyncio.Event()
+        self._streams: dict[str, list[Recorded]] = defaultdict(list)
+        self._projects: dict[str, list[Recorded]] = defaultdict(list)
         self.log: list[Recorded] = []
         self.writes: list[Write] = []
         self.claims: dict[tuple[str, str], str] = {}
         self.requests: dict[tuple[str, str, str], Remembered] = {}
         self.statements: set[str] = set()
-        self.checkpoints: dict[tuple[str, str], int] = {}
-        self.halted: dict[tuple[str, str], str] = {}
+        self.checkpoints: dict[tuple[str, str], Checkpoint] = {}
         self.parked: set[tuple[str, str, int]] = set()
         self.writers: dict[str, int] = {}
 
@@ -69,23 +89,20 @@ class MemoryJournal:
     async def append(self, command: Command) -> Committed:
         """Commit one command, or raise as `Journal.append` says."""
         facts = place_facts(command, self._book.place)
-        self._refuse_answered(command)
+        self._refuse_answered(command.request)
         self._refuse_overtaken(command.advance, command.unpark)
         if command.writer is not None and self.writers.get(command.writer[0]) != command.writer[1]:
             raise Fenced(command.writer[0])
         for stream, version in command.expected.items():
-            if len(self._stream(stream)) != version:
+            if self._version(stream) != version:
                 raise Stale(stream)
         said = [str(fact.place.statement) in self.statements for fact in facts]
         if facts and all(said):
             facts = ()
         elif any(said):
             raise Stated(self._name)
-        for fact in facts:
-            for claim in fact.place.claims:
-                if self.claims.get((claim.scope, claim.name), claim.uid) != claim.uid:
-                    raise claim.taken
-        records = self._record(command, facts)
+        self._refuse_claimed(facts)
+        records = self._record(facts)
         # A projection that raises refuses the whole command, before anything has moved.
         writes = [write for record in records for write in self._book.project(record)]
         self._apply(command, facts, records, writes)
@@ -101,10 +118,8 @@ class MemoryJournal:
 
     async def read(self, after: int, limit: int, project: str | None = None) -> Page:
         """Read facts after a position, or after a project position."""
-        if project is None:
-            return Page(tuple(self.log[after : after + limit]), len(self.log), self._epoch)
-        own = [record for record in self.log if record.project == project]
-        return Page(tuple(own[after : after + limit]), len(own), self._epoch)
+        facts = self.log if project is None else self._projects.get(project, [])
+        return Page(tuple(facts[after : after + limit]), len(facts), self._epoch)
 
     async def read_stream(
         self, stream: str, after_version: int, limit: int, until: datetime | None = None
@@ -134,51 +149,63 @@ class MemoryJournal:
                 return
 
     def _stream(self, name: str) -> tuple[Recorded, ...]:
-        return tuple(record for record in self.log if record.stream == name)
+        return tuple(self._streams.get(name, ()))
 
-    def _refuse_answered(self, command: Command) -> None:
-        request = command.request
+    def _version(self, stream: str) -> int:
+        return len(self._streams.get(stream, ()))
+
+    def _refuse_answered(self, request: Request | None) -> None:
         if request is None:
             return
         answered = self.requests.get((request.scope, request.method, request.request_id))
         if answered is not None:
-            raise answered
+            raise Remembered(answered.outcome, answered.digest)
 
     def _refuse_overtaken(self, advance: Advance | None, unpark: Unpark | None) -> None:
         if advance is not None:
-            key = (advance.reader, advance.journal)
-            if key in self.halted or self.checkpoints.get(key) != advance.after:
+            found = self.checkpoints.get((advance.reader, advance.journal))
+            if (
+                found is None
+                or found.halted is not None
+                or found.position != advance.after
+                or (found.position > 0 and found.epoch != advance.epoch)
+            ):
                 raise Overtaken(advance.reader)
         if unpark is not None:
             if (unpark.reader, unpark.journal, unpark.position) not in self.parked:
                 raise Overtaken(unpark.reader)
 
-    def _record(self, command: Command, facts: tuple[Placed, ...]) -> tuple[Recorded, ...]:
+    def _refuse_claimed(self, facts: Sequence[Placed]) -> None:
+        freed = {(one.scope, one.name) for fact in facts for one in fact.place.releases}
+        for fact in facts:
+            for claim in fact.place.claims:
+                key = (claim.scope, claim.name)
+                if key not in freed and self.claims.get(key, claim.uid) != claim.uid:
+                    raise claim.taken
+
+    def _record(self, facts: Sequence[Placed]) -> tuple[Recorded, ...]:
         now = self._clock.now()
-        projects: dict[str, int] = defaultdict(int)
-        versions: dict[str, int] = defaultdict(int)
-        for record in self.log:
-            projects[record.project] += 1
-            versions[record.stream] += 1
+        projects: dict[str, int] = {}
+        versions: dict[str, int] = {}
         records: list[Recorded] = []
-        metas = command.metas or (command.meta,) * len(facts)
-        for fact, meta in zip(facts, metas, strict=False):
-            where = fact.place
-            projects[where.project] += 1
-            versions[where.stream] += 1
+        for fact in facts:
+            project, stream = fact.place.project, fact.place.stream
+            projects[project] = projects.get(project, len(self._projects.get(project, ()))) + 1
+            versions[stream] = versions.get(stream, self._version(stream)) + 1
+            statement = fact.place.statement
             records.append(
                 Recorded(
                     journal=self._name,
                     epoch=self._epoch,
                     position=len(self.log) + len(records) + 1,
-                    project=where.project,
-                    project_position=projects[where.project],
-                    stream=where.stream,
-                    version=versions[where.stream],
+                    project=project,
+                    project_position=projects[project],
+                    stream=stream,
+                    version=versions[stream],
                     type=fact.type,
-                    statement="" if where.statement is None else str(where.statement),
+                    statement="" if statement is None else str(statement),
                     data=fact.data,
-                    meta=meta,
+                    meta=fact.meta,
                     record_time=now,
                     message=self._registry.decode(fact.type, fact.data) or fact.message,
                 )
@@ -188,30 +215,44 @@ class MemoryJournal:
     def _apply(
         self,
         command: Command,
-        facts: tuple[Placed, ...],
-        records: tuple[Recorded, ...],
+        facts: Sequence[Placed],
+        records: Sequence[Recorded],
         writes: Sequence[Write],
     ) -> None:
-        self.log.extend(records)
+        for record in records:
+            self.log.append(record)
+            self._streams[record.stream].append(record)
+            self._projects[record.project].append(record)
+            if record.statement:
+                self.statements.add(record.statement)
         self.writes.extend(writes)
         for fact in facts:
-            if fact.place.statement is not None:
-                self.statements.add(str(fact.place.statement))
             for release in fact.place.releases:
                 self.claims.pop((release.scope, release.name), None)
+        for fact in facts:
             for claim in fact.place.claims:
                 self.claims[claim.scope, claim.name] = claim.uid
         request, advance, unpark = command.request, command.advance, command.unpark
         if request is not None:
-            outcome = Outcome(command.subject, len(self._stream(command.subject)))
+            outcome = Outcome(command.subject, self._version(command.subject))
             self.requests[request.scope, request.method, request.request_id] = Remembered(
                 outcome, request.digest
             )
         if advance is not None:
-            self.checkpoints[advance.reader, advance.journal] = advance.position
+            moved = self.checkpoints[advance.reader, advance.journal]
+            moved.epoch, moved.position = advance.epoch, advance.position
+            moved.folded += advance.folded
+            moved.passed_over += advance.passed_over
         if unpark is not None:
-            self.parked.discard((unpark.reader, unpark.journal, unpark.position))
-        if command.resume is not None:
-            self.halted.pop(command.resume, None)
+            self._unpark(unpark)
+        if command.resume is not None and command.resume in self.checkpoints:
+            self.checkpoints[command.resume].halted = None
         self._grown.set()
         self._grown = asyncio.Event()
+
+    def _unpark(self, unpark: Unpark) -> None:
+        self.parked.discard((unpark.reader, unpark.journal, unpark.position))
+        counted = self.checkpoints.get((unpark.reader, unpark.journal))
+        if counted is not None:
+            counted.folded += not unpark.skipped
+            counted.skipped += unpark.skipped

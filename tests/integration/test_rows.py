@@ -99,7 +99,9 @@ def test_an_instances_row_shows_what_its_facts_show(instance_table: Rows, life: 
 def test_the_rows_tell_whether_anything_lives(instance_table: Rows, life: Life) -> None:
     writes = writes_of(instance_rows.project, life.history.records)
     rows = instance_table.after(writes, "any_lives", "acme", sorted(instances.LIVING))
-    expected = [life.now.instance.lives] if life.now.project.closed else []
+    project = life.now.project
+    asked = project.closed and not project.vacated
+    expected = [life.now.instance.lives] if asked else []
     assert [row["lives"] for row in rows] == expected
 
 

@@ -1,0 +1,56 @@
+"""Measure everything that is measured, and print a table: `python -m tests.bench`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from chassis.embedded import Nats, Postgres
+from chassis.postgres import create_database
+from tests.bench import append, relay
+from tests.bench.row import Row
+from tests.servers import SERVICES
+
+
+def main() -> int:
+    """Return 1 where a ratio is far below its goal."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Postgres(Path(folder) / "postgres")
+        broker = Nats(Path(folder) / "nats", SERVICES)
+        server.start()
+        broker.start()
+        try:
+            server.wait_ready()
+            broker.wait_ready()
+            rows = asyncio.run(measure(server, broker))
+        finally:
+            broker.stop()
+            server.stop()
+    for row in rows:
+        print(line(row))
+    return 0 if all(row.holds for row in rows) else 1
+
+
+async def measure(server: Postgres, broker: Nats) -> list[Row]:
+    """Run every measurement on a database of its own."""
+    for name in ("bench_append", "bench_relay"):
+        await create_database(server.dsn_of("postgres"), name)
+    return [
+        *await append.rounds(server.dsn_of("bench_append")),
+        *await relay.rounds(server.dsn_of("bench_relay"), broker.url, broker.keys),
+    ]
+
+
+def line(row: Row) -> str:
+    """One row as text."""
+    text = f"{row.id:<16} {row.value:>12,.0f} {row.unit:<11} {row.what}"
+    if row.ratio is not None:
+        goal = "" if row.goal is None else f" (goal {row.goal:g})"
+        text += f"\n{'':<16} {row.ratio:>12.3f} of {row.against}{goal}"
+    return text if row.holds else f"{text}  TOO SLOW"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""How much of JetStream's rate of atomic batches the relay leaves over, and of its fetch a reader."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+from nats.aio.client import Client
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from chassis.bus import BATCH_MAX, headers_of, stream_name, subject_of
+from chassis.relay import Relay
+from fermion.api.journal import v1 as api
+from tests.bench.row import Row, interleaved, ratio
+from tests.sample import Gate, Service, Tallies, asked, lease_of, reading, running, serving, until
+from tests.servers import NatsServer
+
+FACTS = 20_000
+ROUNDS = 3
+FETCH = 500
+RELAY_GOAL = 0.8
+READER_GOAL = 0.75
+JOURNAL = "other/0"
+
+
+async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
+    """Measure on an empty database and a NATS whose keys allow the services `other` and `sample`."""
+    server = NatsServer(nats_url, keys)
+    async with (
+        serving(dsn, server, "other", relayed=False) as other,
+        serving(dsn, server, "sample", relayed=False) as sample,
+        _raw(server) as client,
+    ):
+        for first in range(0, FACTS, 500):
+            await other.say(*(asked(f"inst_{first + number}") for number in range(500)))
+        facts = (await other.journal.records(0, FACTS)).records
+        assert await other.bus.wait_ready(10)
+        assert await sample.bus.wait_ready(10)
+        found = await interleaved(
+            {
+                "raw batches": lambda: _publish(other, client, facts),
+                "relay": lambda: _relay(other),
+                "raw fetch": lambda: _fetch(client),
+                "reader": lambda: _read(other, sample),
+            },
+            ROUNDS,
+        )
+    return [
+        Row(
+            "P2 relay",
+            "journal to stream",
+            max(found["relay"]),
+            "facts/s",
+            f"atomic batches of {BATCH_MAX} from memory, {max(found['raw batches']):,.0f}/s",
+            ratio(found["relay"], found["raw batches"]),
+            RELAY_GOAL,
+        ),
+        Row(
+            "P3 reader",
+            "stream to rows and checkpoint",
+            max(found["reader"]),
+            "facts/s",
+            f"nats-py's fetch without a fold, {max(found['raw fetch']):,.0f}/s",
+            ratio(found["reader"], found["raw fetch"]),
+            READER_GOAL,
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _raw(server: NatsServer) -> AsyncIterator[Client]:
+    client = await nats.connect(
+        server.url, nkeys_seed=str(server.keys / "other.nk"), inbox_prefix=b"_INBOX_other"
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _publish(other: Service, client: Client, facts: Sequence[api.Record]) -> float:
+    """Send what is in memory already, with the same headers, and wait for each batch."""
+    await _empty_stream(other)
+    ready = [(subject_of(fact), fact.SerializeToString(), headers_of(fact)) for fact in facts]
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    began = time.perf_counter()
+    for first in range(0, len(ready), BATCH_MAX):
+        token = uuid.uuid4().hex
+        batch = ready[first : first + BATCH_MAX]
+        for place, (subject, body, headers) in enumerate(batch, start=1):
+            more = {**headers, "Nats-Batch-Id": token, "Nats-Batch-Sequence": str(place)}
+            if place == len(batch):
+                more["Nats-Batch-Commit"] = "1"
+            reply = inbox if place == len(batch) else ""
+            await client.publish(subject, body, reply=reply, headers=more)
+        assert "error" not in json.loads((await answers.next_msg(10)).data)
+    rate = len(ready) / (time.perf_counter() - began)
+    await answers.unsubscribe()
+    return rate
+
+
+async def _relay(other: Service) -> float:
+    """Copy the whole journal, from the first look at the stream to the last acknowledgement."""
+    await _empty_stream(other)
+    lease = lease_of(other.database, f"relay {uuid.uuid4().hex}")
+    await lease.renew()
+    relay = Relay(other.journal, other.bus, lease)
+    began = time.perf_counter()
+    async with running(lease.run(), relay.run()):
+        await until(lambda: relay.position >= FACTS, "all is published")
+        return FACTS / (time.perf_counter() - began)
+
+
+async def _fetch(client: Client) -> float:
+    """Fetch the whole stream and do nothing with it."""
+    context = client.jetstream()
+    consumer = await context.add_consumer(
+        stream_name(JOURNAL), ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True)
+    )
+    subscription = await context.pull_subscribe_bind(consumer.name, stream_name(JOURNAL))
+    began = time.perf_counter()
+    got = 0
+    while got < FACTS:
+        got += len(await subscription.fetch(FETCH, timeout=5))
+    rate = FACTS / (time.perf_counter() - began)
+    await subscription.unsubscribe()
+    return rate
+
+
+async def _read(other: Service, sample: Service) -> float:
+    """Count every fact of the stream into rows, the log being out of reach."""
+    await sample.database.execute("DELETE FROM checkpoint")
+    began = time.perf_counter()
+    async with reading(sample, Tallies(), Gate(other, away=True), sample.bus) as reader:
+        assert await reader.reached(FACTS, 60)
+        return FACTS / (time.perf_counter() - began)
+
+
+async def _empty_stream(other: Service) -> None:
+    await other.bus.delete_stream(JOURNAL)
+    await other.bus.create_stream(JOURNAL, 1)

@@ -1,0 +1,1 @@
+"""What every implementation of one of our protocols has to do alike."""

@@ -1,0 +1,359 @@
+"""The role matrix: every call, by every kind of caller, in one's own and in a foreign project."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from chassis.callers import NOBODY, Callers, rules
+from chassis.refusals import Denied, Unauthenticated
+from fermion.api.instances import v1 as instances
+from fermion.api.instances.v1 import service_pb2_grpc as instances_stubs
+from fermion.api.journal import v1 as journal
+from fermion.api.journal.v1 import service_pb2_grpc as journal_stubs
+from fermion.api.projects import v1 as projects
+from fermion.api.projects.v1 import service_pb2_grpc as projects_stubs
+from fermion.api.scheduler import v1 as scheduler
+from fermion.api.scheduler.v1 import service_pb2_grpc as scheduler_stubs
+from tests.integration.platform import Platform, running, told
+from tests.people import People, created, followed, member, registered, uid
+from tests.servers import NatsServer
+
+# Who calls, a letter each: Anonymous, a Service, a User without a role, Billing viewer, Viewer,
+# Editor, the project's Admin, and the platform's admin (Root).
+WHO: Final = "ASUBVEPR"
+ANYBODY: Final = "ASUBVEPR"
+USERS: Final = "SUBVEPR"
+READERS: Final = "SVEPR"
+EDITORS: Final = "EPR"
+ADMINS: Final = "PR"
+SERVICES: Final = "SR"
+ROOT: Final = "R"
+# In a project where none of the users has a role.
+STRANGERS_READ: Final = "SR"
+
+ROLES: Final = {
+    "B": projects.ROLE_BILLING_VIEWER,
+    "V": projects.ROLE_VIEWER,
+    "E": projects.ROLE_EDITOR,
+    "P": projects.ROLE_ADMIN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Who may call: about one's own project, and about a foreign one that `field` names by `name`."""
+
+    own: str
+    foreign: str
+    field: str = ""
+    name: str = ""
+
+
+def everywhere(who: str) -> Row:
+    return Row(who, who)
+
+
+def reads(field: str, name: str = "projects/{}") -> Row:
+    return Row(READERS, STRANGERS_READ, field, name)
+
+
+def edits(field: str, name: str = "projects/{}/instances/dev-1") -> Row:
+    return Row(EDITORS, ROOT, field, name)
+
+
+def rules_over(field: str, name: str = "projects/{}") -> Row:
+    return Row(ADMINS, ROOT, field, name)
+
+
+TABLE: Final[Mapping[str, Row]] = {
+    "projects.v1.UserService/CreateUser": everywhere(ROOT),
+    "projects.v1.UserService/GetUser": everywhere(ROOT),
+    "projects.v1.UserService/ListUsers": everywhere(ROOT),
+    "projects.v1.UserService/UpdateUser": everywhere(ROOT),
+    "projects.v1.UserService/DeleteUser": everywhere(ROOT),
+    "projects.v1.UserService/WhoAmI": everywhere(USERS),
+    "projects.v1.UserService/CreateToken": everywhere(ROOT),
+    "projects.v1.UserService/ListTokens": everywhere(ROOT),
+    "projects.v1.UserService/RevokeToken": everywhere(ROOT),
+    "projects.v1.ProjectService/CreateProject": everywhere(USERS),
+    "projects.v1.ProjectService/GetProject": reads("name"),
+    "projects.v1.ProjectService/ListProjects": everywhere(USERS),
+    "projects.v1.ProjectService/WatchProjects": everywhere(USERS),
+    "projects.v1.ProjectService/UpdateProject": rules_over("project.name"),
+    "projects.v1.ProjectService/ArchiveProject": rules_over("name"),
+    "projects.v1.ProjectService/DeleteProject": rules_over("name"),
+    "projects.v1.ProjectService/SetMember": rules_over("parent"),
+    "projects.v1.ProjectService/ListMembers": reads("parent"),
+    "projects.v1.ProjectService/RemoveMember": rules_over("name", "projects/{}/members/ada"),
+    "projects.v1.KeyService/GetKeys": everywhere(ANYBODY),
+    "projects.v1.KeyService/AddSigningKey": everywhere(ROOT),
+    "projects.v1.KeyService/RemoveSigningKey": everywhere(ROOT),
+    "journal.v1.JournalService/ReadLog": reads("project"),
+    "journal.v1.JournalService/ListFacts": reads("project"),
+    "journal.v1.JournalService/GetJournal": everywhere(SERVICES),
+    "journal.v1.JournalService/AuditJournal": everywhere(ROOT),
+    "journal.v1.JournalService/RebuildProjection": everywhere(ROOT),
+    "journal.v1.JournalService/ListParkedFacts": everywhere(ROOT),
+    "journal.v1.JournalService/RetryParkedFacts": everywhere(ROOT),
+    "journal.v1.JournalService/SkipParkedFact": everywhere(ROOT),
+    "journal.v1.JournalService/ResumeReader": everywhere(ROOT),
+    "instances.v1.InstanceService/CreateInstance": edits("parent", "projects/{}"),
+    "instances.v1.InstanceService/GetInstance": reads("name", "projects/{}/instances/dev-1"),
+    "instances.v1.InstanceService/ListInstances": reads("parent"),
+    "instances.v1.InstanceService/WatchInstances": reads("parent"),
+    "instances.v1.InstanceService/UpdateInstance": edits("instance.name"),
+    "instances.v1.InstanceService/DeleteInstance": edits("name"),
+    "instances.v1.InstanceService/StartInstance": edits("name"),
+    "instances.v1.InstanceService/StopInstance": edits("name"),
+    "instances.v1.InstanceService/RestartInstance": edits("name"),
+    "instances.v1.InstanceService/GetTemplate": everywhere(USERS),
+    "instances.v1.InstanceService/ListTemplates": everywhere(USERS),
+    "instances.v1.InstanceService/UpdateTemplate": everywhere(ROOT),
+    "scheduler.v1.QueueService/ListQueuedWorkloads": reads("parent"),
+}
+
+# What a user may call about himself, whatever else he may.
+ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
+    "projects.v1.UserService/GetUser": ("name", "users/{}"),
+    "projects.v1.UserService/CreateToken": ("parent", "users/{}"),
+    "projects.v1.UserService/ListTokens": ("parent", "users/{}"),
+    "projects.v1.UserService/RevokeToken": ("name", "users/{}/tokens/tok_1"),
+}
+
+# What may be called without naming a project, and by whom.
+WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {"journal.v1.JournalService/ReadLog": SERVICES}
+
+# How somebody is turned away at the door.
+AWAY: Final = ("TOKEN_MISSING", "PROJECT_ROLE_MISSING", "PLATFORM_ROLE_MISSING")
+
+SERVICE_FILES: Final = (projects_stubs, journal_stubs, instances_stubs, scheduler_stubs)
+
+
+def every_service() -> Iterator[str]:
+    """Full names of all gRPC services that the API has, by the registration each file generates."""
+    for stubs in SERVICE_FILES:
+        package = stubs.__name__.removesuffix(".service_pb2_grpc")
+        for name in vars(stubs):
+            if name.startswith("add_") and name.endswith("Servicer_to_server"):
+                yield f"{package}.{name[4 : -len('Servicer_to_server')]}"
+
+
+RULES: Final = {
+    method.removeprefix("/fermion.api."): rule for method, rule in rules(every_service()).items()
+}
+
+
+def request_to(method: str, field: str = "", value: str = "") -> Message:
+    """A request of this RPC that names `value` in `field`."""
+    service, _, name = method.partition("/")
+    found = descriptor_pool.Default().FindServiceByName(f"fermion.api.{service}")
+    request = GetMessageClass(found.methods_by_name[name].input_type)()
+    if field:
+        *parents, last = field.split(".")
+        setattr(reduce(getattr, parents, request), last, value)
+    return request
+
+
+class Everybody:
+    """One caller of each kind, as this process knows them."""
+
+    def __init__(self, people: People, callers: Callers) -> None:
+        self._callers = callers
+        self.callers = {
+            letter: callers.recognise(callers.authenticate(people.token(uid(f"user-{letter}"))))
+            for letter in "UBVEPR"
+        }
+        service = callers.authenticate(people.token("service:instances", "service"))
+        self.callers |= {"A": NOBODY, "S": callers.recognise(service)}
+
+    def let_in(self, method: str, request: Message) -> str:
+        """Letters of those who may make this call."""
+        return "".join(letter for letter in WHO if self.may(letter, method, request))
+
+    def may(self, letter: str, method: str, request: Message) -> bool:
+        try:
+            self._callers.authorise(self.callers[letter], RULES[method], request)
+        except Unauthenticated:
+            assert letter == "A"
+            return False
+        except Denied:
+            return False
+        return True
+
+
+@pytest.fixture
+async def everybody() -> AsyncIterator[Everybody]:
+    people = People()
+    await people.say(
+        *(
+            fact
+            for letter in "UBVEPR"
+            for fact in registered(f"user-{letter}", admin=letter == "R")
+        ),
+        created("own"),
+        created("foreign"),
+        *(member("own", f"user-{letter}", role) for letter, role in ROLES.items()),
+    )
+    callers = people.callers()
+    async with followed(callers):
+        yield Everybody(people, callers)
+
+
+def test_the_table_has_every_call_and_no_other() -> None:
+    assert set(TABLE) == set(RULES)
+    assert {method for method, rule in RULES.items() if rule.self} == set(ABOUT_ONESELF)
+    assert {method for method, rule in RULES.items() if rule.bare} == set(WITHOUT_A_PROJECT)
+
+
+def test_the_table_knows_every_file_with_services() -> None:
+    root = Path(str(projects_stubs.__file__)).parents[2]
+    found = {path.parent for path in root.rglob("service_pb2_grpc.py")}
+    assert {Path(str(stubs.__file__)).parent for stubs in SERVICE_FILES} == found
+
+
+@pytest.mark.parametrize("method", TABLE)
+async def test_a_call_lets_in_whom_the_table_says(everybody: Everybody, method: str) -> None:
+    row = TABLE[method]
+    own = request_to(method, row.field, row.name.format("own"))
+    foreign = request_to(method, row.field, row.name.format("foreign"))
+    unknown = request_to(method, row.field, row.name.format("unknown"))
+    assert everybody.let_in(method, own) == row.own
+    assert everybody.let_in(method, foreign) == row.foreign
+    assert everybody.let_in(method, unknown) == row.foreign
+
+
+@pytest.mark.parametrize("method", TABLE)
+async def test_a_request_that_names_no_project_lets_in_no_member(
+    everybody: Everybody, method: str
+) -> None:
+    row = TABLE[method]
+    if row.field:
+        wanted = WITHOUT_A_PROJECT.get(method, row.foreign)
+        assert everybody.let_in(method, request_to(method)) == wanted
+
+
+@pytest.mark.parametrize("method", ABOUT_ONESELF)
+async def test_a_user_calls_about_himself_and_nobody_else(
+    everybody: Everybody, method: str
+) -> None:
+    field, name = ABOUT_ONESELF[method]
+    for letter in "UBVEP":
+        about = request_to(method, field, name.format(f"user-{letter}"))
+        assert everybody.let_in(method, about) == f"{letter}R"
+    for nobody in ("", "users/", "projects/user-U", "users/instances", "users/service:instances"):
+        assert everybody.let_in(method, request_to(method, field, nobody)) == ROOT
+
+
+Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Any, Any]"
+
+
+class Door:
+    """A running platform with a project, and a token of each kind of caller."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.tokens = {"R": platform.token}
+        token = platform.home.path("keys", "tokens", "scheduler.token")
+        self.tokens["S"] = token.read_text().strip()
+
+    async def prepare(self) -> None:
+        call = self.platform.call
+        users = projects_stubs.UserServiceStub(self.platform.channel)
+        membership = projects_stubs.ProjectServiceStub(self.platform.channel)
+        for project in ("own", "foreign"):
+            request = projects.CreateProjectRequest(project_id=project)
+            await call(membership.CreateProject, request)
+        for letter in "UBVEP":
+            name = f"user-{letter.lower()}"
+            await call(users.CreateUser, projects.CreateUserRequest(user_id=name))
+            issue = projects.CreateTokenRequest(parent=f"users/{name}")
+            self.tokens[letter] = (await call(users.CreateToken, issue)).signed_token
+            if letter in ROLES:
+                setting = projects.SetMemberRequest(
+                    parent="projects/own", user=f"users/{name}", role=ROLES[letter]
+                )
+                await call(membership.SetMember, setting)
+
+    async def let_in(self, method: Unary, request: Message) -> str:
+        """Letters of those who are not turned away, whatever they are told then."""
+        return "".join([letter for letter in WHO if await self._is_in(letter, method, request)])
+
+    async def _is_in(self, letter: str, method: Unary, request: Message) -> bool:
+        metadata = [pair for pair in self.platform.metadata if pair[0] != "authorization"]
+        if letter in self.tokens:
+            metadata.append(("authorization", f"Bearer {self.tokens[letter]}"))
+        try:
+            await method(request, metadata=tuple(metadata))
+        except grpc.aio.AioRpcError as error:
+            reason = told(error).reason
+            if reason not in AWAY and reason != "INSTANCE_NOT_FOUND":
+                raise
+            return reason not in AWAY
+        return True
+
+
+async def test_the_running_platform_lets_in_whom_the_table_says(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with running(database, nats_server, tmp_path) as platform:
+        door = Door(platform)
+        await door.prepare()
+        project = projects_stubs.ProjectServiceStub(platform.channel)
+        instance = instances_stubs.InstanceServiceStub(platform.channel)
+        queue = scheduler_stubs.QueueServiceStub(platform.channel)
+        log = journal_stubs.JournalServiceStub(platform.channel)
+        keys = projects_stubs.KeyServiceStub(platform.channel)
+        for where in ("own", "foreign"):
+            parent = f"projects/{where}"
+            samples: list[tuple[str, Unary, Message]] = [
+                (
+                    "projects.v1.ProjectService/GetProject",
+                    project.GetProject,
+                    projects.GetProjectRequest(name=parent),
+                ),
+                (
+                    "projects.v1.ProjectService/UpdateProject",
+                    project.UpdateProject,
+                    projects.UpdateProjectRequest(
+                        project=projects.Project(name=parent, description="said")
+                    ),
+                ),
+                (
+                    "instances.v1.InstanceService/StopInstance",
+                    instance.StopInstance,
+                    instances.StopInstanceRequest(name=f"{parent}/instances/none"),
+                ),
+                (
+                    "scheduler.v1.QueueService/ListQueuedWorkloads",
+                    queue.ListQueuedWorkloads,
+                    scheduler.ListQueuedWorkloadsRequest(parent=parent),
+                ),
+                (
+                    "journal.v1.JournalService/ListFacts",
+                    log.ListFacts,
+                    journal.ListFactsRequest(
+                        journal="instances/0", project=parent, stream="instance/none"
+                    ),
+                ),
+                (
+                    "journal.v1.JournalService/GetJournal",
+                    log.GetJournal,
+                    journal.GetJournalRequest(),
+                ),
+                ("projects.v1.KeyService/GetKeys", keys.GetKeys, projects.GetKeysRequest()),
+            ]
+            for method, call, request in samples:
+                row = TABLE[method]
+                wanted = row.own if where == "own" else row.foreign
+                assert await door.let_in(call, request) == wanted, f"{method} in {where}"

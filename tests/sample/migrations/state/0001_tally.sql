@@ -1,0 +1,4 @@
+CREATE TABLE tally (
+    uid   text   PRIMARY KEY,
+    facts bigint NOT NULL
+);

@@ -1,0 +1,217 @@
+"""A watch tells each change once, in order, and can be resumed wherever it was left."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chassis.envelope import Meta, Recorded
+from chassis.journal import Book, Command, Place
+from chassis.refusals import Expired, Invalid
+from chassis.testing.memory import MemoryJournal
+from chassis.watch import BOOKMARK_SECONDS, Change, Kind, encode, watch
+from fermion.api.projects import v1 as api
+from tests.people import REGISTRY
+
+SECONDS_MAX = 10.0
+NAME = "sample/0"
+
+
+@dataclass(slots=True)
+class Hand:
+    """A clock that is set by hand."""
+
+    seconds: float = 0.0
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds, UTC)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def place(fact: object) -> Place:
+    assert isinstance(fact, api.ProjectChanged | api.ProjectDeleted)
+    return Place(f"project/{fact.uid}", fact.project)
+
+
+@dataclass(slots=True)
+class World:
+    """A journal, and the rows that stand beside it: uid to how often it was changed."""
+
+    clock: Hand = field(default_factory=Hand)
+    rows: dict[str, int] = field(default_factory=dict)
+    epoch: int = 1
+    journal: MemoryJournal = field(init=False)
+
+    def __post_init__(self) -> None:
+        book = Book(place, lambda record: ())
+        self.journal = MemoryJournal(
+            NAME, registry=REGISTRY, book=book, clock=self.clock, epoch=self.epoch
+        )
+
+    async def change(self, uid: str, project: str = "acme") -> int:
+        self.rows[uid] = self.rows.get(uid, 0) + 1
+        fact = api.ProjectChanged(uid=uid, project=project)
+        return (await self.journal.append(Command((fact,), Meta("test")))).position
+
+    async def delete(self, uid: str, project: str = "acme") -> int:
+        del self.rows[uid]
+        fact = api.ProjectDeleted(uid=uid, project=project)
+        return (await self.journal.append(Command((fact,), Meta("test")))).position
+
+    def watch(
+        self, token: str = "", *, send_initial: bool = False, project: str | None = "acme"
+    ) -> AsyncIterator[Change[int]]:
+        return watch(
+            self.journal,
+            token=token,
+            send_initial=send_initial,
+            project=project,
+            touched=touched,
+            current=self.current,
+            initial=self.initial,
+            clock=self.clock,
+        )
+
+    async def current(self, uids: Sequence[str]) -> Mapping[str, int]:
+        return {uid: self.rows[uid] for uid in uids if uid in self.rows}
+
+    async def initial(self) -> Sequence[tuple[str, int]]:
+        return sorted(self.rows.items())
+
+
+def touched(fact: Recorded) -> str | None:
+    return fact.stream.split("/")[1]
+
+
+async def take(changes: AsyncIterator[Change[int]], count: int) -> list[Change[int]]:
+    found: list[Change[int]] = []
+    async with asyncio.timeout(SECONDS_MAX):
+        while len(found) < count:
+            found.append(await anext(changes))
+    return found
+
+
+def shown(changes: Sequence[Change[int]]) -> list[tuple[Kind, str, int | None]]:
+    return [(change.kind, change.uid, change.resource) for change in changes]
+
+
+async def test_a_watch_without_a_token_begins_now() -> None:
+    world = World()
+    await world.change("a")
+    changes = world.watch()
+    waiting = asyncio.create_task(take(changes, 1))
+    await asyncio.sleep(0)
+    await world.change("b")
+    assert shown(await waiting) == [(Kind.UPDATED, "b", 1)]
+
+
+async def test_what_is_there_comes_first_and_ends_with_a_bookmark() -> None:
+    world = World()
+    await world.change("a")
+    position = await world.change("b")
+    changes = await take(world.watch(send_initial=True), 3)
+    assert shown(changes) == [
+        (Kind.INITIAL, "a", 1),
+        (Kind.INITIAL, "b", 1),
+        (Kind.BOOKMARK, "", None),
+    ]
+    # Who loses the watch among the initial rows has to ask for all of them again.
+    assert [change.token for change in changes] == ["", "", encode(NAME, 1, position)]
+
+
+async def test_a_resource_that_changed_often_is_sent_once_as_it_is() -> None:
+    world = World()
+    start = encode(NAME, 1, 0)
+    for uid in ("a", "b", "a"):
+        await world.change(uid)
+    await world.delete("b")
+    last = await world.change("a")
+    changes = await take(world.watch(start), 2)
+    assert shown(changes) == [(Kind.DELETED, "b", None), (Kind.UPDATED, "a", 3)]
+    assert changes[-1].token == encode(NAME, 1, last)
+
+
+async def test_other_projects_are_not_seen() -> None:
+    world = World()
+    await world.change("theirs", "other")
+    await world.change("ours")
+    assert shown(await take(world.watch(encode(NAME, 1, 0)), 1)) == [(Kind.UPDATED, "ours", 1)]
+
+
+async def test_silence_ends_with_a_bookmark_that_moves_on() -> None:
+    world = World()
+    changes = world.watch()
+    waiting = asyncio.create_task(take(changes, 1))
+    await asyncio.sleep(0)
+    world.clock.seconds = BOOKMARK_SECONDS
+    # Another project's fact wakes the watch and is no change, but it moves the place.
+    position = await world.change("theirs", "other")
+    (bookmark,) = await waiting
+    assert bookmark == Change(Kind.BOOKMARK, "", None, encode(NAME, 1, position))
+
+
+async def test_a_token_of_another_lineage_has_expired() -> None:
+    world = World(epoch=2)
+    await world.change("a")
+    for token in (encode(NAME, 1, 1), encode(NAME, 2, 7)):
+        with pytest.raises(Expired) as error:
+            await take(world.watch(token), 1)
+        assert error.value.reason == "RESUME_TOKEN_EXPIRED"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "no token",
+        encode("other/0", 1, 0),
+        base64.urlsafe_b64encode(b'["sample/0","1",0]').decode(),
+        base64.urlsafe_b64encode(b"[" * 100).decode(),
+    ],
+)
+async def test_what_is_no_token_of_this_journal_is_refused(token: str) -> None:
+    with pytest.raises(Invalid) as error:
+        await take(World().watch(token), 1)
+    assert error.value.reason == "RESUME_TOKEN_INVALID"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=12),
+    st.lists(st.integers(1, 3), max_size=6),
+)
+def test_whoever_is_cut_off_anywhere_ends_with_the_present_rows(
+    steps: list[tuple[str, bool]], cuts: list[int]
+) -> None:
+    async def live() -> None:
+        world, seen, token = World(), dict[str, int](), encode(NAME, 1, 0)
+        moves = iter(steps)
+        for cut in [*cuts, 0]:
+            for uid, goes in islice(moves, 2) if cut else moves:
+                if goes and uid in world.rows:
+                    await world.delete(uid)
+                else:
+                    await world.change(uid)
+            head = (await world.journal.head()).position
+            told = 0
+            async with aclosing(world.watch(token)) as changes:  # type: ignore[type-var]
+                while token != encode(NAME, 1, head) and not (cut and told == cut):
+                    change = await anext(changes)
+                    token, told = change.token, told + 1
+                    if change.kind is Kind.DELETED:
+                        seen.pop(change.uid, None)
+                    elif change.resource is not None:
+                        seen[change.uid] = change.resource
+        assert seen == world.rows
+
+    asyncio.run(live())
