@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do what the first word says; the exit code."""
     match arguments:
         case [] | ["-h" | "--help", *_]:
-            print(__doc__)
+            print(__doc__, file=sys.stdout if arguments else sys.stderr)
             return 0 if arguments else 2
         case ["config"]:
             print(config.table({"every process": Common, **_settings()}))
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str]) -> int:
             known = [*TARGETS, "all", "up", "down", "config"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            print(f"error: There is no service {name!r}; there are {', '.join(known)}.{hint}")
+            told = f"error: There is no service {name!r}; there are {', '.join(known)}.{hint}"
+            print(told, file=sys.stderr)
             return 2
-    return process.main(TARGETS, arguments)
+    return process.main(TARGETS, list(dict.fromkeys(arguments)))
 
 
 def _settings() -> dict[str, type[object]]:

@@ -110,13 +110,14 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         wanted = Filter.parse(request.filter, states=STATES)
         order = Order.parse(request.order_by)
         scope = json.dumps([request.parent, request.filter, request.order_by])
-        after = PageToken.decode(request.page_token, scope) if request.page_token else None
         size = request.page_size or PAGE_SIZE
         by_name = order.column == "name"
         behind: tuple[object, ...] = (None,) if by_name else (None, "")
-        if after is not None:
-            key, uid = after
-            behind = (key,) if by_name else (datetime.fromisoformat(key), uid)
+        if request.page_token:
+            if by_name:
+                behind = PageToken.decode(request.page_token, scope)[:1]
+            else:
+                behind = PageToken.decode_time(request.page_token, scope)
         rows = await self._database.fetch(
             self._queries[f"list_by_{order.column}{'_desc' if order.descending else ''}"],
             request.parent.removeprefix("projects/"),

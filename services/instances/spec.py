@@ -79,6 +79,9 @@ def faults(asked: api.Spec, template: api.TemplateSpec, policy: Settings) -> lis
     """Name every field by which a spec, filled from its template, may not be an instance's."""
     path = "instance.spec"
     spec = fill(asked, template)
+    if spec.kind == api.KIND_UNSPECIFIED:
+        kinds = ", ".join(name for name, number in api.Kind.items() if number)
+        return [Violation(f"{path}.kind", f"is not said, and must be one of {kinds}", "spec.kind")]
     found = out_of_bounds(spec.resources, policy, f"{path}.resources")
     found += _contradictions(spec.resources, f"{path}.resources")
     names = {port.name for port in asked.ports}

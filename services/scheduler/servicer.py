@@ -30,8 +30,7 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         since: datetime | None = None
         behind = ""
         if request.page_token:
-            key, behind = PageToken.decode(request.page_token, request.parent)
-            since = datetime.fromisoformat(key)
+            since, behind = PageToken.decode_time(request.page_token, request.parent)
         size = request.page_size or PAGE_SIZE
         rows = await self._database.fetch(
             self._queries["list_queue"],

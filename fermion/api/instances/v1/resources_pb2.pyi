@@ -199,7 +199,7 @@ class Spec(_message.Message):
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     kind: Global___Kind.ValueType
-    """What it is for. Never changes."""
+    """What it is for; needed to create, and never changes."""
     template: _builtins.str
     """`templates/{template}`; empty for the kind's own (none for custom). Never changes."""
     image: _builtins.str
