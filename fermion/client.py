@@ -1,37 +1,81 @@
-"""The thin client: one place that calls, retries the same request, and reads its own writes."""
+"""The client: one place that calls, sends the same request again, and reads its own writes."""
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from fermion import errors
-from fermion.context import Context, Contexts, Positions
+from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
+from fermion.context import Positions, resolve
 from fermion.instances import Instances
 from fermion.journals import Journals
 from fermion.projects import Keys, Members, Projects, Tokens, Users
 from fermion.scheduler import Queue
 
+Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
-Stub = TypeVar("Stub")
 
-TIMEOUT_SECONDS = 30.0
-ATTEMPTS_MAX = 5
-BACKOFF_SECONDS_FIRST = 0.1
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
-# The call may not have happened, or may have: with a request_id, asking again is the same request.
-_AGAIN = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-)
+class Line:
+    """The way to one service."""
+
+    def __init__(self, channel: grpc.Channel, place: Place) -> None:
+        self.channel = channel
+        self.place = place
+
+    def ask(self, method: grpc.UnaryUnaryMultiCallable[Asked, Answer], request: Asked) -> Answer:
+        """Make one call, sent again where that is safe; raises `fermion.errors.Error`."""
+        attempts = Attempts(self.place, request)
+        while True:
+            try:
+                answer, call = method.with_call(
+                    request, timeout=attempts.seconds, metadata=attempts.metadata()
+                )
+            except grpc.RpcError as error:
+                self.pause(attempts.failed(error))
+                continue
+            attempts.succeeded(call.trailing_metadata() or ())
+            return answer
+
+    def follow(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Asked, Answer],
+        request: Asked,
+        go_on: Callable[[Asked, Answer], None],
+        seconds: float | None = None,
+    ) -> Generator[Answer, None, None]:
+        """
+        Read a stream until it ends; one that breaks is asked for again from where it was.
+
+        `go_on` writes into the request where that is, after each answer. Where it has not ended
+        after `seconds`, that is a `Timeout`.
+        """
+        attempts = Attempts(self.place, request)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            left = None if deadline is None else max(0.05, deadline - time.monotonic())
+            call = method(request, timeout=left, metadata=attempts.metadata())
+            try:
+                for answer in call:
+                    self.place.answered = True
+                    attempts.begin()
+                    go_on(request, answer)
+                    yield answer
+                return
+            except grpc.RpcError as error:
+                delay = attempts.failed(error)
+            finally:
+                call.cancel()
+            self.pause(delay)
+
+    def pause(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
 
 
 class Client:
@@ -39,8 +83,9 @@ class Client:
     Calls one platform as one user.
 
     Without arguments it uses the current context of the command line; `FERMION_CONTEXT`,
-    `FERMION_ADDRESS` and `FERMION_TOKEN` say otherwise. Mutations carry a request_id and are
-    retried where that is safe. Raises `fermion.errors.Error` and its kinds.
+    `FERMION_ADDRESS` and `FERMION_TOKEN` say otherwise. Mutations carry a request_id, so they are
+    sent again where an answer is lost, for `timeout` seconds in all; what this client wrote it
+    also reads. Raises `fermion.errors.Error` and its kinds. Threads may share it.
     """
 
     def __init__(
@@ -50,159 +95,45 @@ class Client:
         address: str = "",
         token: str = "",
         timeout: float = TIMEOUT_SECONDS,
+        positions: Positions | None = None,
     ) -> None:
-        self.context = _resolve(context, address, token)
+        self.context = resolve(context, address, token)
         self.timeout = timeout
-        self.positions = Positions(f"{self.context.name} {self.context.address}")
+        self._positions = positions or Positions()
         self._channels: dict[str, grpc.Channel] = {}
-        self.instances = Instances(self)
-        self.projects = Projects(self)
-        self.members = Members(self)
-        self.users = Users(self)
-        self.tokens = Tokens(self)
-        self.keys = Keys(self)
-        self.journals = Journals(self)
-        self.queue = Queue(self)
+        self._lines: dict[str, Line] = {}
+        self.instances = Instances(self.line("instances"))
+        self.projects = Projects(self.line("projects"))
+        self.members = Members(self.line("projects"))
+        self.users = Users(self.line("projects"))
+        self.tokens = Tokens(self.line("projects"))
+        self.keys = Keys(self.line("projects"))
+        self.queue = Queue(self.line("scheduler"))
+        self.journals = Journals(self.line)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connections."""
         for channel in self._channels.values():
             channel.close()
-        self._channels.clear()
 
-    def call(
-        self,
-        service: str,
-        stub: Callable[[grpc.Channel], Any],
-        method: str,
-        request: Message,
-        answer: type[Answer],
-    ) -> Answer:
-        """Make one unary call; a mutation gets its request_id here, so a retry is the same one."""
-        field = request.DESCRIPTOR.fields_by_name.get("request_id")
-        if field is not None and not getattr(request, field.name):
-            setattr(request, field.name, str(uuid.uuid4()))
-        address = self.context.address_of(service)
-        function = getattr(stub(self._channel(address)), method)
-        deadline = time.monotonic() + self.timeout
-        delay = BACKOFF_SECONDS_FIRST
-        for attempt in range(1, ATTEMPTS_MAX + 1):
-            left = deadline - time.monotonic()
-            try:
-                response, call = function.with_call(
-                    request, timeout=max(0.1, left), metadata=self._metadata()
+    def line(self, service: str) -> Line:
+        """The way to a service; services at one address share a connection."""
+        if service not in self._lines:
+            place = Place(service, self.context, self._positions, self.timeout)
+            if place.address not in self._channels:
+                self._channels[place.address] = grpc.insecure_channel(
+                    place.address, CHANNEL_OPTIONS
                 )
-            except grpc.RpcError as error:
-                found = errors.from_call(error, address)
-                again = error.code() in _AGAIN or found.reason == "TOO_MANY_RACES"
-                if not again or attempt == ATTEMPTS_MAX or time.monotonic() + delay > deadline:
-                    raise found from error
-                time.sleep(delay)
-                delay *= 2
-                continue
-            self._remember(call.trailing_metadata() or ())
-            assert isinstance(response, answer)
-            return response
-        raise AssertionError("the last attempt returns or raises")
-
-    def stream(
-        self,
-        service: str,
-        stub: Callable[[grpc.Channel], Any],
-        method: str,
-        request: Message,
-        answer: type[Answer],
-    ) -> Iterator[Answer]:
-        """Read a stream of answers until it ends or fails."""
-        address = self.context.address_of(service)
-        function = getattr(stub(self._channel(address)), method)
-        call = function(request, metadata=self._metadata())
-        try:
-            for response in call:
-                assert isinstance(response, answer)
-                yield response
-        except grpc.RpcError as error:
-            raise errors.from_call(error, address) from error
-        finally:
-            call.cancel()
-
-    def healthy(self, service: str) -> str:
-        """Ask the health service; what it says, or why it says nothing."""
-        address = self.context.address_of(service)
-        ask = self._channel(address).unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=bytes,
-            response_deserializer=bytes,
-        )
-        try:
-            # HealthCheckResponse{status: SERVING} is the two bytes of field 1 = 1.
-            return "serving" if ask(b"", timeout=2) == b"\x08\x01" else "not serving"
-        except grpc.RpcError as error:
-            return errors.from_call(error, address).message
-
-    def _channel(self, address: str) -> grpc.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = grpc.insecure_channel(
-                address,
-                options=[
-                    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                    ("grpc.initial_reconnect_backoff_ms", 100),
-                    ("grpc.max_reconnect_backoff_ms", 1000),
-                    ("grpc.enable_http_proxy", 0),
-                ],
-            )
-            self._channels[address] = channel
-        return channel
-
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        found = []
-        bearer = self.context.bearer()
-        if bearer:
-            found.append(("authorization", f"Bearer {bearer}"))
-        after = ",".join(f"{name}={at}" for name, at in self.positions.newest().items())
-        if after:
-            found.append(("fermion-after", after))
-        traceparent = os.environ.get("TRACEPARENT")
-        if traceparent:
-            found.append(("traceparent", traceparent))
-        return tuple(found)
-
-    def _remember(self, trailing: Any) -> None:
-        answered: dict[str, int] = {}
-        for key, value in trailing:
-            if key == "fermion-position":
-                name, _, position = str(value).partition("=")
-                answered[name] = int(position)
-        self.positions.remember(answered)
-
-
-def _resolve(name: str, address: str, token: str) -> Context:
-    address = address or os.environ.get("FERMION_ADDRESS", "")
-    token = token or os.environ.get("FERMION_TOKEN", "")
-    wanted = name or os.environ.get("FERMION_CONTEXT", "")
-    contexts = Contexts()
-    found = contexts.find(wanted)
-    if found is None:
-        known = ", ".join(sorted(contexts.known)) or "none yet"
-        raise errors.NotFound(
-            f"There is no context {wanted or contexts.current!r}; there are: {known}.",
-            reason="CONTEXT_NOT_FOUND",
-            arguments={"next_step": "`fermion contexts set NAME --address HOST:PORT` makes one."},
-        )
-    if not address and not token:
-        return found
-    return Context(
-        name=found.name if not address else f"at {address}",
-        address=address or found.address,
-        token_file=found.token_file,
-        token=token,
-        project=found.project,
-        addresses={} if address else found.addresses,
-    )
+            self._lines[service] = Line(self._channels[place.address], place)
+        return self._lines[service]

@@ -1,15 +1,22 @@
-"""Where to call and as whom: named contexts, kept in a file that only its owner can read."""
+"""Where to call and as whom: named contexts in a file that only its owner can read."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
-LOCAL = "127.0.0.1:7443"
+from fermion.errors import FailedPrecondition, InvalidArgument, NotFound
+
+LOCAL: Final = "127.0.0.1:7443"
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})")
 
 
 def home() -> Path:
@@ -25,10 +32,12 @@ class Context:
     name: str
     address: str
     token_file: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     project: str = ""
     # Services that answer elsewhere than at `address`.
     addresses: Mapping[str, str] = field(default_factory=dict)
+    # Whether an entry of the file stands behind it, so that it can be changed there.
+    stored: bool = False
 
     def bearer(self) -> str:
         """The token; empty where there is none."""
@@ -45,7 +54,12 @@ class Context:
 
 
 class Contexts:
-    """The file of contexts."""
+    """
+    The file of contexts.
+
+    Without a file there is one context, `local`, where `fermion up` answers. A file that is there
+    and cannot be read is refused (CONTEXTS_UNREADABLE), for writing it anew would lose what it holds.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = (folder or home() / "cli") / "contexts.json"
@@ -54,29 +68,46 @@ class Contexts:
         try:
             found = json.loads(self.path.read_text())
             self.current = str(found.get("current") or "local")
-            self.known = dict(found.get("contexts") or {})
-        except (OSError, ValueError, AttributeError):
-            # No file yet, or none that can be read: the local one is where `fermion up` answers.
-            self.known = {}
+            self.known = {str(name): dict(entry) for name, entry in found["contexts"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise FailedPrecondition(
+                f"The file of contexts, {self.path}, cannot be read ({error}).",
+                reason="CONTEXTS_UNREADABLE",
+                next_step="Mend it, or move it away and make it anew with `fermion contexts set`.",
+            ) from error
 
-    def find(self, name: str = "") -> Context | None:
-        """A context by name; the current one where none is given; None where there is none."""
+    def names(self) -> list[str]:
+        """Every context; `local` is always there."""
+        return sorted({"local", *self.known})
+
+    def find(self, name: str = "") -> Context:
+        """A context by name, the current one where none is given; `NotFound` where there is none."""
         wanted = name or self.current
-        entry = self.known.get(wanted)
-        if entry is None:
-            return Context(wanted, LOCAL) if wanted == "local" else None
+        if wanted not in self.names():
+            raise NotFound(
+                f"There is no context {wanted!r}; there are: {', '.join(self.names())}.",
+                reason="CONTEXT_NOT_FOUND",
+                arguments={"context": wanted},
+                next_step="`fermion contexts set NAME --address HOST:PORT` makes one.",
+            )
+        entry = self.known.get(wanted, {})
         addresses = entry.get("addresses")
         return Context(
-            wanted,
-            str(entry.get("address") or LOCAL),
-            str(entry.get("token_file") or ""),
-            str(entry.get("token") or ""),
-            str(entry.get("project") or ""),
-            {str(k): str(v) for k, v in addresses.items()} if isinstance(addresses, dict) else {},
+            name=wanted,
+            address=str(entry.get("address") or LOCAL),
+            token_file=str(entry.get("token_file") or ""),
+            token=str(entry.get("token") or ""),
+            project=str(entry.get("project") or ""),
+            addresses={str(k): str(v) for k, v in addresses.items()}
+            if isinstance(addresses, dict)
+            else {},
+            stored=True,
         )
 
-    def set(self, name: str, **values: str) -> None:
-        """Change what is given of one context, or add it."""
+    def set(self, name: str, **values: object) -> None:
+        """Change what is given of one context, or add it; what is empty stays as it was."""
         entry = self.known.setdefault(name, {"address": LOCAL})
         entry.update({key: value for key, value in values.items() if value})
         self.save()
@@ -87,58 +118,160 @@ class Contexts:
         _write(self.path, text + "\n")
 
 
+def resolve(name: str = "", address: str = "", token: str = "") -> Context:
+    """
+    Say where to call and as whom.
+
+    What is said in the call wins over `FERMION_CONTEXT`, `FERMION_ADDRESS` (of one service:
+    `FERMION_ADDRESS_<SERVICE>`) and `FERMION_TOKEN`, and they over the current context. The token of
+    a context is for its own addresses: another address gets it only where it is said.
+    """
+    # A context that is asked for by name is not overridden by what merely stands around.
+    environment = {} if name else os.environ
+    found = Contexts().find(name or os.environ.get("FERMION_CONTEXT", ""))
+    token = token or environment.get("FERMION_TOKEN", "")
+    address = address or environment.get("FERMION_ADDRESS", "")
+    services = {
+        key.removeprefix("FERMION_ADDRESS_").lower(): value
+        for key, value in environment.items()
+        if key.startswith("FERMION_ADDRESS_")
+    }
+    if not address and not services:
+        return found if not token else replace(found, token_file="", token=token)
+    address = checked_address("FERMION_ADDRESS", address) if address else found.address
+    own = {address, *services.values()} <= {found.address, *found.addresses.values()}
+    return Context(
+        name=found.name if own else f"at {address}",
+        address=address,
+        token_file=found.token_file if own and not token else "",
+        token=token or (found.token if own else ""),
+        project=found.project,
+        addresses=services,
+        stored=own,
+    )
+
+
+def checked_address(option: str, text: str) -> str:
+    """`host:port`, or `InvalidArgument` naming the option."""
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise InvalidArgument(
+            f"{option} is {text!r}: it is no HOST:PORT.",
+            reason="OPTION_INVALID",
+            violations=((option, "must be HOST:PORT"),),
+            next_step="Write it like 127.0.0.1:7443.",
+        )
+    return text
+
+
 class Positions:
-    """
-    The newest position that was answered, by context and journal.
+    """The newest position that was answered of each journal; sent back, it lets one read one's writes."""
 
-    Each command is a new process; sent back with the next call, they let it read its own writes.
-    """
-
-    def __init__(self, context: str, path: Path | None = None) -> None:
-        self._context = context
-        self._path = path or home() / "cli" / "positions.json"
-        self._address = ""
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: dict[str, int] = {}
 
     def newest(self) -> dict[str, int]:
         """By journal."""
-        found = self._read().get(self._context, {})
-        return {str(name): int(position) for name, position in found.items()}
+        with self._lock:
+            return dict(self._newest)
+
+    def remember(self, answered: Mapping[str, int]) -> None:
+        """Keep what is newer than what is kept."""
+        with self._lock:
+            _merge(self._newest, answered)
+
+    def forget(self) -> None:
+        """Let go of all; the platform is another one now, or an older one."""
+        with self._lock:
+            self._newest.clear()
+
+
+class StoredPositions(Positions):
+    """
+    Positions that outlive the process, by context: each command is a new one.
+
+    Where they cannot be kept, the next command may read a moment behind; no more than that.
+    """
+
+    def __init__(self, context: Context, path: Path | None = None) -> None:
+        super().__init__()
+        self._context = f"{context.name} {context.address}"
+        self._path = path or home() / "cli" / "positions.json"
+
+    def newest(self) -> dict[str, int]:
+        """By journal."""
+        return _parse(self._read().get(self._context, ""))
 
     def remember(self, answered: Mapping[str, int]) -> None:
         """Keep what is newer than what is kept."""
         if not answered:
             return
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with (self._path.parent / ".positions.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                known = self._read()
-                mine = known.setdefault(self._context, {})
-                for name, position in answered.items():
-                    mine[name] = max(position, mine.get(name, 0))
-                _write(self._path, json.dumps(known) + "\n")
+            with self._held() as known:
+                mine = _parse(known.get(self._context, ""))
+                _merge(mine, answered)
+                known[self._context] = ",".join(f"{name}={at}" for name, at in mine.items())
         except OSError:
-            # Where nothing can be kept, the next command may read a moment behind; no more.
             return
 
     def forget(self) -> None:
-        """Let go of this context's; its platform is another one now."""
-        known = self._read()
-        if known.pop(self._context, None) is not None:
-            _write(self._path, json.dumps(known) + "\n")
-
-    def _read(self) -> dict[str, dict[str, int]]:
+        """Let go of this context's."""
         try:
-            found: dict[str, dict[str, int]] = json.loads(self._path.read_text())
+            with self._held() as known:
+                known.pop(self._context, None)
+        except OSError:
+            return
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, str]]:
+        """What is kept, while nobody else changes it; written when the block ends."""
+        _make_folder(self._path)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self._read()
+            yield known
+            _write(self._path, json.dumps(known, indent=2) + "\n")
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return (
+            {str(name): str(text) for name, text in found.items()}
+            if isinstance(found, dict)
+            else {}
+        )
+
+
+def _merge(kept: dict[str, int], answered: Mapping[str, int]) -> None:
+    for name, position in answered.items():
+        kept[name] = max(position, kept.get(name, 0))
+
+
+def _parse(text: str) -> dict[str, int]:
+    """Read `journal=position,…`; what is nothing of the kind is left out."""
+    found = {}
+    for part in text.split(","):
+        name, _, position = part.partition("=")
+        if name and position.isdecimal():
+            found[name] = int(position)
+    return found
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a file, and the state folder above it, for their owner alone."""
+    path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_folder(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(path)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, cast
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS = "grpc-status-details-bin"
 
 
 class Error(Exception):
-    """The platform said no, or nothing."""
+    """
+    The platform said no, or nothing.
 
-    exit_code: ClassVar[int] = 1
+    `reason` is a stable code and `arguments` what its sentence needs; `violations` are pairs of a
+    field's path and the rule that it breaks; `request_id` is what an operator finds it by.
+    """
 
     def __init__(
         self,
@@ -22,74 +27,59 @@ class Error(Exception):
         reason: str = "",
         arguments: Mapping[str, str] | None = None,
         violations: tuple[tuple[str, str], ...] = (),
+        next_step: str = "",
         request_id: str = "",
+        retry_seconds: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason
         self.arguments = dict(arguments or {})
-        # (path of the field, the rule that it broke)
         self.violations = violations
+        self.next_step = next_step
         self.request_id = request_id
-
-    @property
-    def next_step(self) -> str:
-        """What to do about it, as the platform says."""
-        return self.arguments.get("next_step", "")
+        # How long the platform asks its callers to wait before they send it again; 0 where it does not.
+        self.retry_seconds = retry_seconds
 
 
 class InvalidArgument(Error):
-    """The request itself is wrong."""
-
-    exit_code = 2
+    """The request itself is wrong; `violations` say which fields."""
 
 
 class NotFound(Error):
     """There is no such thing."""
 
-    exit_code = 3
-
 
 class Denied(Error):
     """You are known and may not do this."""
-
-    exit_code = 4
 
 
 class Unauthenticated(Error):
     """It is not known who you are."""
 
-    exit_code = 4
-
 
 class AlreadyExists(Error):
     """There is one of that name already."""
-
-    exit_code = 5
 
 
 class Conflict(Error):
     """Somebody else was faster; read again, decide again."""
 
-    exit_code = 5
-
 
 class FailedPrecondition(Error):
     """Its present state does not allow it."""
 
-    exit_code = 5
-
 
 class Timeout(Error):
-    """It took too long."""
-
-    exit_code = 6
+    """It took too long; a mutation may have happened."""
 
 
 class Unavailable(Error):
-    """It cannot be reached, or not now."""
+    """It cannot be reached, or not now; a mutation with reason OUTCOME_UNKNOWN may have happened."""
 
-    exit_code = 6
+
+class WorkloadFailed(Error):
+    """What was waited for failed by itself."""
 
 
 _CLASSES: Mapping[grpc.StatusCode, type[Error]] = {
@@ -107,39 +97,73 @@ _CLASSES: Mapping[grpc.StatusCode, type[Error]] = {
 }
 
 
-def from_call(error: grpc.RpcError, address: str) -> Error:
-    """Read the status of a failed call."""
-    call = cast(grpc.Call, error)
-    code, text = call.code(), call.details() or ""
-    status = rpc_status.from_call(call)
+def from_call(error: grpc.RpcError, address: str, request_id: str = "") -> Error:
+    """
+    Read the status of a failed call.
+
+    `address` is where it went, and `request_id` what it was sent with: both for answers that
+    do not come from the platform and so name neither.
+    """
+    code, text = error.code(), error.details() or ""
+    status = _status(error)
     if status is None:
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(
-                f"Nothing answers at {address}.",
-                reason="SERVER_NOT_THERE",
-                arguments={
-                    "next_step": "Start it with `fermion up`, or choose another one with "
-                    "`fermion contexts use`."
-                },
-            )
-        return _CLASSES.get(code, Error)(text or code.name, reason=code.name)
-    reason, request_id = "", ""
-    arguments: dict[str, str] = {}
-    violations: list[tuple[str, str]] = []
+        return _wordless(code, text, address, request_id)
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    asked = error_details_pb2.RequestInfo(request_id=request_id)
     for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        bad = error_details_pb2.BadRequest()
-        request = error_details_pb2.RequestInfo()
-        if detail.Unpack(info):
-            reason, arguments = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad):
-            violations += [(found.field, found.description) for found in bad.field_violations]
-        elif detail.Unpack(request):
-            request_id = request.request_id
-    return _CLASSES.get(code, Error)(
+        for known in (info, bad, retry, asked):
+            detail.Unpack(known)
+    arguments = dict(info.metadata)
+    return _class(code, info.reason)(
         status.message or text,
-        reason=reason,
+        reason=info.reason,
+        next_step=arguments.pop("next_step", ""),
         arguments=arguments,
-        violations=tuple(violations),
+        violations=tuple((found.field, found.description) for found in bad.field_violations),
+        request_id=asked.request_id,
+        retry_seconds=retry.retry_delay.ToMicroseconds() / 1e6,
+    )
+
+
+def _status(error: grpc.RpcError) -> status_pb2.Status | None:
+    trailing = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
+    for key, value in trailing:
+        if key == _DETAILS and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _class(code: grpc.StatusCode, reason: str) -> type[Error]:
+    if reason == "OUTCOME_UNKNOWN":
+        return Unavailable
+    return _CLASSES.get(code, Error)
+
+
+def _wordless(code: grpc.StatusCode, text: str, address: str, request_id: str) -> Error:
+    """Make sense of an answer that is gRPC's own, not the platform's."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unavailable(
+            f"Nothing answers at {address}.",
+            reason="SERVER_NOT_THERE",
+            arguments={"address": address},
+            next_step="Start it with `fermion up`, or choose another one with "
+            "`fermion contexts use`.",
+            request_id=request_id,
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Timeout(
+            f"{address} did not answer in time.",
+            reason="DEADLINE_EXCEEDED",
+            next_step="Ask again with a longer timeout; `fermion doctor` looks for the cause.",
+            request_id=request_id,
+        )
+    return _class(code, "")(
+        f"{address} answers {code.name}: {text}" if text else f"{address} answers {code.name}.",
+        reason=code.name,
         request_id=request_id,
     )

@@ -2,105 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-from google.protobuf.message import Message
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc as stubs
 
 if TYPE_CHECKING:
-    from fermion.client import Client
+    from fermion.client import Line
 
 # Services that have a journal, in the order of the walk of a call.
 SERVICES = ("projects", "instances", "scheduler")
-Answer = TypeVar("Answer", bound=Message)
 
 
 class Journals:
     """The journals of the platform; each is asked for where its service answers."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, lines: Callable[[str], Line]) -> None:
+        self._lines = {service: lines(service) for service in SERVICES}
+        self._stubs = {
+            service: stubs.JournalServiceStub(line.channel) for service, line in self._lines.items()
+        }
+        # One process answers for all of its journals, so each address is asked once.
+        places = {line.place.address: service for service, line in self._lines.items()}
+        self._owners = sorted(places.values(), key=SERVICES.index)
 
     def read(self, journal: str, project: str = "", after: int = 0) -> Iterator[api.Record]:
         """Facts of a journal up to its head; of one project, after its own count, where given."""
         request = api.ReadLogRequest(
             journal=journal, project=f"projects/{project}" if project else "", after=after
         )
-        pages = self._client.stream(
-            journal.split("/")[0],
-            stubs.JournalServiceStub,
-            "ReadLog",
-            request,
-            api.ReadLogResponse,
-        )
-        for page in pages:
+        service = _service(journal)
+        follow = self._lines[service].follow
+        for page in follow(self._stubs[service].ReadLog, request, _go_on):
             yield from page.records
+
+    def head(self, journal: str, project: str = "") -> int:
+        """The last position of a journal, or of one project in it."""
+        request = api.ReadLogRequest(
+            journal=journal, project=f"projects/{project}" if project else "", limit=1
+        )
+        service = _service(journal)
+        found = 0
+        follow = self._lines[service].follow
+        for page in follow(self._stubs[service].ReadLog, request, _stay):
+            found = page.head
+        return found
 
     def facts(self, journal: str, project: str, stream: str) -> Sequence[api.Record]:
         """All facts of one stream."""
+        service = _service(journal)
+        request = api.ListFactsRequest(
+            journal=journal, project=f"projects/{project}", stream=stream
+        )
         found: list[api.Record] = []
         while True:
-            request = api.ListFactsRequest(
-                journal=journal,
-                project=f"projects/{project}",
-                stream=stream,
-                after_version=found[-1].version if found else 0,
-            )
-            page = self._call(journal, "ListFacts", request, api.ListFactsResponse).records
-            if not page:
+            page = self._lines[service].ask(self._stubs[service].ListFacts, request)
+            if not page.records:
                 return found
-            found += page
+            found += page.records
+            request.after_version = found[-1].version
 
-    def status(self) -> list[api.JournalStatus]:
+    def status(self) -> Sequence[api.JournalStatus]:
         """Heads, relays and readers."""
         found: list[api.JournalStatus] = []
-        for service in SERVICES:
-            request = api.GetJournalRequest(journal=f"{service}/0")
-            found += self._call(service, "GetJournal", request, api.GetJournalResponse).journals
+        for service in self._owners:
+            answer = self._lines[service].ask(
+                self._stubs[service].GetJournal, api.GetJournalRequest()
+            )
+            found += answer.journals
         return found
 
-    def audit(self) -> list[api.AuditCheck]:
+    def audit(self) -> Sequence[api.AuditCheck]:
         """Every equality, counted anew."""
         found: list[api.AuditCheck] = []
-        for service in SERVICES:
-            request = api.AuditJournalRequest(journal=f"{service}/0")
-            found += self._call(service, "AuditJournal", request, api.AuditJournalResponse).checks
+        for service in self._owners:
+            answer = self._lines[service].ask(
+                self._stubs[service].AuditJournal, api.AuditJournalRequest()
+            )
+            found += answer.checks
+        return found
+
+    def parked(self) -> Sequence[api.ParkedFact]:
+        """What readers could not use."""
+        found: list[api.ParkedFact] = []
+        for service in self._owners:
+            answer = self._lines[service].ask(
+                self._stubs[service].ListParkedFacts, api.ListParkedFactsRequest()
+            )
+            found += answer.facts
         return found
 
     def rebuild(self, journal: str) -> api.RebuildProjectionResponse:
         """Fold a read model from zero, compare it, and swap it in."""
+        service = _service(journal)
         request = api.RebuildProjectionRequest(journal=journal)
-        return self._call(journal, "RebuildProjection", request, api.RebuildProjectionResponse)
-
-    def parked(self) -> list[api.ParkedFact]:
-        """What readers could not use."""
-        found: list[api.ParkedFact] = []
-        for service in SERVICES:
-            request = api.ListParkedFactsRequest(journal=f"{service}/0")
-            answer = self._call(service, "ListParkedFacts", request, api.ListParkedFactsResponse)
-            found += answer.facts
-        return found
+        return self._lines[service].ask(self._stubs[service].RebuildProjection, request)
 
     def retry(self, reader: str, stream: str) -> api.RetryParkedFactsResponse:
         """Handle a parked stream again."""
+        service = _service(reader)
         request = api.RetryParkedFactsRequest(reader=reader, stream=stream)
-        return self._call(reader, "RetryParkedFacts", request, api.RetryParkedFactsResponse)
+        return self._lines[service].ask(self._stubs[service].RetryParkedFacts, request)
 
     def skip(self, reader: str, journal: str, position: int, reason: str) -> None:
         """Give one parked fact up for good."""
+        service = _service(reader)
         request = api.SkipParkedFactRequest(
             reader=reader, journal=journal, position=position, reason=reason
         )
-        self._call(reader, "SkipParkedFact", request, api.SkipParkedFactResponse)
+        self._lines[service].ask(self._stubs[service].SkipParkedFact, request)
 
     def resume(self, reader: str, journal: str) -> None:
         """Let a halted reader go on."""
+        service = _service(reader)
         request = api.ResumeReaderRequest(reader=reader, journal=journal)
-        self._call(reader, "ResumeReader", request, api.ResumeReaderResponse)
+        self._lines[service].ask(self._stubs[service].ResumeReader, request)
 
-    def _call(self, owner: str, method: str, request: Message, answer: type[Answer]) -> Answer:
-        service = owner.split("/")[0]
-        return self._client.call(service, stubs.JournalServiceStub, method, request, answer)
+
+def _service(name: str) -> str:
+    """The service that a journal or a reader belongs to; the first one where there is none such."""
+    service = name.split("/", 1)[0]
+    return service if service in SERVICES else SERVICES[0]
+
+
+def _go_on(request: api.ReadLogRequest, page: api.ReadLogResponse) -> None:
+    if page.records:
+        last = page.records[-1]
+        request.after = last.project_position if request.project else last.position
+
+
+def _stay(request: api.ReadLogRequest, page: api.ReadLogResponse) -> None:
+    del request, page

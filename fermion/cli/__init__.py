@@ -11,15 +11,15 @@ SUMMARY = "Dev instances, training jobs and inference services, billed by what r
 EXIT_CODES = """
 Exit codes: 0 ok, 1 failed, 2 wrong usage or input, 3 not found, 4 not allowed, 5 conflict or wrong
 state, 6 timeout or unreachable, 7 workload failed, 130 detached by Ctrl-C.
+Everywhere: --debug shows the traceback of an error.
 """
 
-
-# Group, where it lives, what it does.
+# Name, where it lives, what it does.
 COMMANDS = (
     ("up", "fermion.cli.local:up", "Start the platform on this machine, in the foreground."),
     ("down", "fermion.cli.local:down", "Stop the platform on this machine."),
-    ("status", "fermion.cli.operate:status", "Show journals, relays and readers."),
-    ("doctor", "fermion.cli.operate:doctor", "Check everything, and say how to mend it."),
+    ("status", "fermion.cli.operate:status", "Show whether it runs: journals, relays, readers."),
+    ("doctor", "fermion.cli.doctor:doctor", "Check everything, and say how to mend it."),
     ("whoami", "fermion.cli.people:whoami", "Show who you are and what you may do."),
     ("contexts", "fermion.cli.contexts:app", "Where to call, and as whom."),
     ("instances", "fermion.cli.instances:app", "Development environments."),
@@ -33,12 +33,17 @@ COMMANDS = (
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),
     ("journal", "fermion.cli.operate:journal", "Journals: rebuild, parked facts, readers."),
+    ("completion", "fermion.cli.completion:app", "Completion of commands and names by the shell."),
+    ("version", "fermion.cli.local:version", "Show versions."),
 )
 
 
 def main() -> None:
     """Run one command; the exit code says how it went."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(words: Sequence[str]) -> int:

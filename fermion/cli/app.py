@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fermion
+from fermion import errors
 from fermion.cli import COMMANDS, EXIT_CODES, SUMMARY
+from fermion.cli.spec import OPTION_OF
+
+# The first class that fits says the code; 1 where none does.
+CODES: tuple[tuple[type[errors.Error], int], ...] = (
+    (errors.InvalidArgument, 2),
+    (errors.NotFound, 3),
+    (errors.Denied, 4),
+    (errors.Unauthenticated, 4),
+    (errors.AlreadyExists, 5),
+    (errors.Conflict, 5),
+    (errors.FailedPrecondition, 5),
+    (errors.Timeout, 6),
+    (errors.Unavailable, 6),
+    (errors.WorkloadFailed, 7),
+)
 
 app = App(
     name="fermion",
     help=SUMMARY,
     help_epilogue=EXIT_CODES,
     version=fermion.__version__,
+    default_parameter=Parameter(negative="", show_default=False),
 )
 
 for _name, _home, _help in COMMANDS:
@@ -24,59 +43,79 @@ for _name, _home, _help in COMMANDS:
 
 def run(words: Sequence[str]) -> int:
     """Run one command and answer its exit code; nothing but `--debug` shows a traceback."""
-    debug = "--debug" in words
+    debug, asked = prepared(words)
     try:
-        found = app(
-            [word for word in words if word != "--debug"],
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        found = app(asked, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
-        return _usage(error, words)
+        return _usage(error, asked)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
+        # Whoever read our output has seen enough; what is left goes nowhere, also at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if debug:
-            raise
-        return _say(error)
+            traceback.print_exception(error)
+        return say(error)
     return found if isinstance(found, int) else 0
+
+
+def prepared(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """
+    Take `--debug` out, and give the words behind `--` their name.
+
+    They are the start command of an instance, word by word as they stand; nothing in them is an
+    option of ours.
+    """
+    place = words.index("--") if "--" in words else len(words)
+    own = [word for word in words[:place] if word != "--debug"]
+    behind = list(words[place:])
+    if own[:2] in (["instances", "create"], ["instances", "update"]):
+        behind = [f"--command={word}" for word in behind[1:]]
+    return "--debug" in words[:place], own + behind
+
+
+def exit_code(error: Exception) -> int:
+    """What the shell is told."""
+    return next((code for kind, code in CODES if isinstance(error, kind)), 1)
+
+
+def say(error: Exception) -> int:
+    """Write what went wrong for people: message, fields, next step, request id; answer the exit code."""
+    if not isinstance(error, errors.Error):
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  what to do: --debug shows where; please report it.", file=sys.stderr)
+        return 1
+    lines = [f"error: {error.message}"]
+    for field, rule in error.violations:
+        option = OPTION_OF.get(field.split("[")[0])
+        lines.append(f"  {field or 'request'}{f' ({option})' if option else ''}: {rule}")
+    if error.next_step:
+        lines.append(f"  what to do: {error.next_step}")
+    tail = f"reason: {error.reason}" if error.reason else ""
+    if error.request_id:
+        tail += f"{'   ' if tail else ''}request id: {error.request_id}"
+    if tail:
+        lines.append(f"  {tail}")
+    print("\n".join(lines), file=sys.stderr)
+    return exit_code(error)
 
 
 def _usage(error: CycloptsError, words: Sequence[str]) -> int:
     message = str(error).strip() or type(error).__name__
-    print(f"error: {message}", file=sys.stderr)
-    if words and not words[0].startswith("-"):
-        names = [name for name, _, _ in COMMANDS]
-        if words[0] not in names:
-            near = difflib.get_close_matches(words[0], names, 1)
-            if near and near[0] not in message:
-                print(f"Did you mean: fermion {near[0]}?", file=sys.stderr)
-    print(f"Try: fermion {_known(words)}--help", file=sys.stderr)
+    chain = " ".join(("fermion", *(error.command_chain or ())))
+    if isinstance(error, UnusedCliTokensError):
+        unused = " ".join(error.unused_tokens or ())
+        message = f"{chain} does not know what {unused!r} is for."
+    lines = [f"error: {message}"]
+    if words and not error.command_chain and not words[0].startswith("-"):
+        near = difflib.get_close_matches(words[0], [name for name, _, _ in COMMANDS], 1)
+        if near and near[0] not in message:
+            lines.append(f"  did you mean: fermion {near[0]}?")
+    if isinstance(error, UnusedCliTokensError) and chain == "fermion instances create":
+        lines.append(f"  did you mean a start command? It stands behind --: -- {unused}")
+    lines.append(f"  what to do: see {chain} --help")
+    print("\n".join(lines), file=sys.stderr)
     return 2
-
-
-def _known(words: Sequence[str]) -> str:
-    names = {name for name, _, _ in COMMANDS}
-    return f"{words[0]} " if words and words[0] in names else ""
-
-
-def _say(error: Exception) -> int:
-    """Write what went wrong for people: message, fields, next step, request id."""
-    message = getattr(error, "message", "") or f"{type(error).__name__}: {error}"
-    print(f"error: {message}", file=sys.stderr)
-    for field, description in getattr(error, "violations", ()):
-        print(f"  {field or 'request'}: {description}", file=sys.stderr)
-    next_step = getattr(error, "next_step", "")
-    if next_step:
-        print(f"  what to do: {next_step}", file=sys.stderr)
-    reason, request_id = getattr(error, "reason", ""), getattr(error, "request_id", "")
-    if reason:
-        tail = f"  request id: {request_id}" if request_id else ""
-        print(f"  reason: {reason}{tail}", file=sys.stderr)
-    code = getattr(error, "exit_code", 1)
-    return code if isinstance(code, int) else 1

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from fermion.cli.options import Format
-from fermion.cli.show import table
-from fermion.context import Contexts
-from fermion.errors import NotFound
+from fermion.cli import show
+from fermion.cli.options import OutputOption, context_names
+from fermion.context import Contexts, checked_address
+from fermion.errors import InvalidArgument
 
 app = App(name="contexts", help="Where to call, and as whom.")
 
+ContextName = Annotated[str, Parameter(completer=context_names)]
+
 
 @app.command(name="list")
-def list_(*, output: Annotated[Format, Parameter(name=["--output", "-o"])] = "table") -> None:
-    """List contexts; the current one has a star."""
+def list_(*, output: OutputOption = "table") -> None:
+    """List contexts; the current one has a star. Tokens are never shown."""
     contexts = Contexts()
-    if output == "json":
-        shown = {
-            name: {key: value for key, value in entry.items() if key != "token"}
-            for name, entry in contexts.known.items()
-        }
-        print(json.dumps({"current": contexts.current, "contexts": shown}, indent=2))
-        return
-    rows = []
-    for name in sorted(contexts.known):
+    shown = []
+    for name in contexts.names():
         found = contexts.find(name)
-        if found is not None:
-            star = "*" if name == contexts.current else ""
-            rows.append((star, name, found.address, found.project or "-", found.token_file or "-"))
-    table(("", "NAME", "ADDRESS", "PROJECT", "TOKEN"), rows)
+        shown.append(
+            {
+                "name": name,
+                "current": name == contexts.current,
+                "address": found.address,
+                "addresses": dict(found.addresses),
+                "project": found.project,
+                "token_file": found.token_file,
+            }
+        )
+    match output:
+        case "json":
+            print(show.to_json(shown))
+        case "yaml":
+            print(show.to_yaml(shown))
+        case "name":
+            print("\n".join(contexts.names()))
+        case _:
+            show.table(
+                ("", "NAME", "ADDRESS", "PROJECT", "TOKEN"),
+                [
+                    (
+                        "*" if one["current"] else "",
+                        str(one["name"]),
+                        str(one["address"]),
+                        str(one["project"] or "-"),
+                        str(one["token_file"] or "-"),
+                    )
+                    for one in shown
+                ],
+            )
 
 
 @app.command
-def use(name: str) -> None:
+def use(name: ContextName, /) -> None:
     """Make a context the current one."""
     contexts = Contexts()
-    if name not in contexts.known:
-        raise _missing(name, contexts)
+    contexts.find(name)
     contexts.current = name
     contexts.save()
     print(f"Using {name}.")
@@ -48,30 +69,47 @@ def use(name: str) -> None:
 
 @app.command(name="set")
 def set_(
-    name: str,
+    name: ContextName,
+    /,
     *,
-    address: Annotated[str, Parameter(help="host:port of the platform.")] = "",
-    token_file: Annotated[str, Parameter(help="File with your token.")] = "",
+    address: Annotated[str, Parameter(help="HOST:PORT of the platform.")] = "",
+    service_address: Annotated[
+        tuple[str, ...],
+        Parameter(help="SERVICE=HOST:PORT of a service that answers elsewhere, more than once."),
+    ] = (),
+    token_file: Annotated[Path | None, Parameter(help="File with your token.")] = None,
     project: Annotated[str, Parameter(name=["--project", "-p"], help="Your project.")] = "",
 ) -> None:
     """Change a context, or add it."""
-    Contexts().set(name, address=address, token_file=token_file, project=project)
+    contexts = Contexts()
+    if name not in contexts.names() and not address:
+        raise InvalidArgument(
+            f"Context {name!r} is new, and where it is was not said.",
+            reason="OPTION_MISSING",
+            violations=(("--address", "must be HOST:PORT"),),
+            next_step=f"fermion contexts set {name} --address HOST:PORT --token-file FILE",
+        )
+    services = dict(part.partition("=")[::2] for part in service_address)
+    contexts.set(
+        name,
+        address=checked_address("--address", address) if address else "",
+        addresses={
+            service: checked_address("--service-address", where)
+            for service, where in services.items()
+        },
+        token_file=str(token_file.absolute()) if token_file else "",
+        project=project.removeprefix("projects/"),
+    )
     print(f"Context {name} is set.")
 
 
 @app.command
-def delete(name: str) -> None:
+def delete(name: ContextName, /) -> None:
     """Take a context away."""
     contexts = Contexts()
-    if contexts.known.pop(name, None) is None:
-        raise _missing(name, contexts)
+    contexts.find(name)
+    contexts.known.pop(name, None)
+    if contexts.current == name:
+        contexts.current = "local"
     contexts.save()
     print(f"Context {name} is gone.")
-
-
-def _missing(name: str, contexts: Contexts) -> NotFound:
-    return NotFound(
-        f"There is no context {name!r}.",
-        reason="CONTEXT_NOT_FOUND",
-        arguments={"next_step": f"There are: {', '.join(sorted(contexts.known)) or 'none yet'}."},
-    )

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Literal
 
-import yaml
 from cyclopts import App, Parameter
-from google.protobuf import json_format
 
 from fermion.api.instances import v1 as api
-from fermion.api.workload import v1 as workload
 from fermion.cli import read, show
-from fermion.cli.near import with_near
-from fermion.cli.options import Options
+from fermion.cli.options import InstanceName, Options, note, template_names
+from fermion.cli.show import Column
+from fermion.cli.spec import Wish, build
 from fermion.client import Client
-from fermion.errors import Error, InvalidArgument, Timeout
+from fermion.errors import InvalidArgument
 
 app = App(name="instances", help="Development environments.")
 
 KindName = Literal["notebook", "training", "inference", "custom"]
-RestartName = Literal["never", "on-failure", "always"]
 StateName = Literal["pending", "starting", "running", "stopping", "stopped", "failed"]
 KINDS: dict[str, api.Kind.ValueType] = {
     "notebook": api.KIND_NOTEBOOK,
@@ -30,114 +25,117 @@ KINDS: dict[str, api.Kind.ValueType] = {
     "inference": api.KIND_INFERENCE,
     "custom": api.KIND_CUSTOM,
 }
-RESTARTS: dict[str, workload.RestartPolicy.Mode.ValueType] = {
-    "never": workload.RestartPolicy.MODE_NEVER,
-    "on-failure": workload.RestartPolicy.MODE_ON_FAILURE,
-    "always": workload.RestartPolicy.MODE_ALWAYS,
-}
-COLUMNS = ("NAME", "KIND", "STATE", "WHY", "ATTEMPT", "GPU", "CPU", "MEMORY", "AGE")
+Wait = Annotated[
+    StateName | None,
+    Parameter(help="Wait until it is in this state; 7 where it failed instead."),
+]
+WaitTimeout = Annotated[str, Parameter(help="So long, e.g. 90s [10m].")]
+
+
+def _state(instance: api.Instance) -> str:
+    return show.enum(api.State.Name(instance.status.state)) if instance.status.state else "GONE"
+
+
+def _why(instance: api.Instance) -> str:
+    """Why it is in its state, not only in which."""
+    status = instance.status
+    phase = show.enum(api.Phase.Name(status.phase)).lower() if status.phase else ""
+    said = ": ".join(part for part in (phase, show.sentence(status.reason)) if part)
+    waiting = "a change waits for a restart" if status.pending_restart else ""
+    return "; ".join(part for part in (said, waiting) if part) or "-"
+
+
+def _kind(instance: api.Instance) -> str:
+    return show.enum(api.Kind.Name(instance.spec.kind)).lower() if instance.spec.kind else "-"
+
+
+def _gpu(resources: api.Resources) -> str:
+    count = show.cores(resources.gpu_milli)
+    return f"{count} {resources.gpu_type}" if resources.gpu_type else count
+
+
+COLUMNS: tuple[Column[api.Instance], ...] = (
+    Column("NAME", lambda one: show.short(one.name)),
+    Column("KIND", _kind),
+    Column("STATE", _state),
+    Column("WHY", _why),
+    Column("GPU", lambda one: _gpu(one.spec.resources)),
+    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli)),
+    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes)),
+    Column("STORAGE", lambda one: show.size(one.spec.resources.storage_bytes), wide=True),
+    Column("AGE", lambda one: show.age(one.create_time)),
+    Column("ATTEMPT", lambda one: str(one.status.attempt), wide=True),
+    Column("IMAGE", lambda one: one.spec.image or "-", wide=True),
+    Column("LABELS", lambda one: show.pairs(dict(one.labels)), wide=True),
+    Column("OWNER", lambda one: one.owner, wide=True),
+    Column("UID", lambda one: one.uid, wide=True),
+)
 
 
 @app.command
 def create(
-    name: str,
+    name: str = "",
     /,
-    *command: Annotated[str, Parameter(help="Start command, after --.", allow_leading_hyphen=True)],
+    *,
     kind: Annotated[KindName | None, Parameter(help="What it is for.")] = None,
-    image: Annotated[str, Parameter(help="Image, instead of the template's.")] = "",
-    template: Annotated[str, Parameter(help="Template, instead of the kind's own.")] = "",
-    gpu: Annotated[str, Parameter(help="GPUs, e.g. 1 or 0.5")] = "",
-    gpu_type: Annotated[str, Parameter(help="Model of the GPU, e.g. A100-80GB")] = "",
-    cpu: Annotated[str, Parameter(help="CPU cores, e.g. 4 or 500m")] = "",
-    memory: Annotated[str, Parameter(help="Memory, e.g. 16GiB")] = "",
-    storage: Annotated[str, Parameter(help="Disk that outlives a stop, e.g. 50GiB")] = "",
-    port: Annotated[tuple[str, ...], Parameter(help="NAME:NUMBER[/http|grpc|tcp]")] = (),
-    env: Annotated[tuple[str, ...], Parameter(help="NAME=VALUE, more than once.")] = (),
-    plain_env: Annotated[
-        bool, Parameter(help="Allow names that sound like secrets.", negative="")
-    ] = False,
-    label: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, more than once.")] = (),
-    restart: Annotated[RestartName | None, Parameter(help="When main is run again.")] = None,
-    restarts_max: Annotated[int, Parameter(help="At most so often; 0 for no bound.")] = 0,
-    max_duration: Annotated[str, Parameter(help="Stop after, e.g. 8h")] = "",
-    display_name: Annotated[str, Parameter(help="As shown.")] = "",
-    file: Annotated[
-        Path | None, Parameter(name=["--file", "-f"], help="YAML of an Instance; flags win.")
-    ] = None,
-    dry_run: Annotated[bool, Parameter(help="Show the plan; change nothing.", negative="")] = False,
-    wait: Annotated[StateName | None, Parameter(help="Wait until it is in this state.")] = None,
-    wait_timeout: Annotated[str, Parameter(help="So long, e.g. 10m")] = "10m",
+    template: Annotated[
+        str,
+        Parameter(help="Template, instead of the kind's own.", completer=template_names),
+    ] = "",
+    wish: Wish = Wish(),
+    dry_run: Annotated[bool, Parameter(help="Show the plan; change nothing.")] = False,
+    wait: Wait = None,
+    wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
-    """Create an instance and ask for its start."""
-    asked = _read(file) if file is not None else api.Instance()
-    spec = asked.spec
+    """
+    Create an instance and ask for its start.
+
+    `fermion instances create lab --kind notebook --gpu 1 --memory 32GiB`
+    `fermion instances create own --kind custom --image python:3.12 -- python -m http.server`
+    """
+    asked, _ = build(wish)
+    name = name or show.short(asked.name)
+    if not name:
+        raise InvalidArgument(
+            "The instance was given no name.",
+            reason="OPTION_MISSING",
+            violations=(("NAME", "must be said, or stand as `name` in the file"),),
+            next_step="e.g. fermion instances create lab --kind notebook",
+        )
     if kind is not None:
-        spec.kind = KINDS[kind]
-    elif not spec.kind:
+        asked.spec.kind = KINDS[kind]
+    if not asked.spec.kind:
         raise InvalidArgument(
             "What the instance is for was not said.",
             reason="OPTION_MISSING",
             violations=(("--kind", f"must be one of {', '.join(KINDS)}"),),
-            arguments={"next_step": f"e.g. fermion instances create {name} --kind notebook"},
+            next_step=f"e.g. fermion instances create {name} --kind notebook",
         )
-    if image:
-        spec.image = image
     if template:
-        spec.template = f"templates/{template.removeprefix('templates/')}"
-    resources = spec.resources
-    if gpu:
-        resources.gpu_milli = read.milli("--gpu", gpu)
-    if gpu_type:
-        resources.gpu_type = gpu_type
-    if cpu:
-        resources.cpu_milli = read.milli("--cpu", cpu)
-    if memory:
-        resources.memory_bytes = read.size("--memory", memory)
-    if storage:
-        resources.storage_bytes = read.size("--storage", storage)
-    spec.ports.extend(read.port(text) for text in port)
-    spec.env.extend(read.env(text, plain_env) for text in env)
-    if command:
-        spec.command[:] = command
-    if restart is not None:
-        spec.restart_policy.mode = RESTARTS[restart]
-        spec.restart_policy.restarts_max = restarts_max
-    if max_duration:
-        spec.max_duration.FromTimedelta(read.duration("--max-duration", max_duration))
-    asked.labels.update(dict(read.pair("--label", text) for text in label))
-    if display_name:
-        asked.display_name = display_name
+        asked.spec.template = f"templates/{template.removeprefix('templates/')}"
     with options.client() as client:
-        project = options.project_of(client)
-        made = client.instances.create(project, name, asked, validate_only=dry_run)
+        project, short, full = options.instance_of(client, name)
+        made = client.instances.create(project, short, asked, validate_only=dry_run)
         if dry_run:
-            show.one(made, options.output, lambda: _plan(made))
+            show.one(made, options.output, lambda: _plan(made.instance, made.plan, "created"))
             return
-        if wait is not None:
-            _await(client, project, name, wait, wait_timeout)
-            found = client.instances.get(f"projects/{project}/instances/{name}")
-            show.one(found, options.output, lambda: _text(found))
-            return
-        show.one(made.instance, options.output, lambda: _text(made.instance))
+        _answer(client, made.instance, full, wait, wait_timeout, options)
 
 
 @app.command
 def get(
-    name: str,
+    name: InstanceName,
     /,
     *,
     as_of: Annotated[str, Parameter(help="As it was then: a time, or 10m for ago.")] = "",
     options: Options = Options(),
 ) -> None:
     """Show one instance."""
+    at = read.moment("--as-of", as_of) if as_of else None
     with options.client() as client:
-        project, full = _name(name, options, client)
-        at = read.moment("--as-of", as_of) if as_of else None
-        found = with_near(
-            lambda: client.instances.get(full, at), name, lambda: client.instances.list(project)
-        )
-        show.one(found, options.output, lambda: _text(found))
+        found = client.instances.get(options.instance_of(client, name)[2], at)
+        show.one(found, options.output, lambda: f"{_text(found)}\n{_details(found)}")
 
 
 @app.command(name="list")
@@ -150,214 +148,202 @@ def list_(
     """List the project's instances."""
     with options.client() as client:
         project = options.project_of(client)
-        show.many(
-            client.instances.list(project, filter, order_by),
-            options.output,
-            COLUMNS,
-            _cells,
-            f"No instances in {project}. Make one: fermion instances create NAME --kind notebook",
+        found = client.instances.list(project, filter, order_by)
+        hint = (
+            f"None of {project}'s instances is like that."
+            if filter
+            else f"No instances in {project}. Make one: fermion instances create NAME --kind notebook"
         )
+        show.many(found, options.output, COLUMNS, hint)
 
 
 @app.command
-def watch(name: str = "", /, *, options: Options = Options()) -> None:
+def watch(
+    name: InstanceName = "",
+    /,
+    *,
+    options: Options = Options(),
+) -> None:
     """Follow changes of the project's instances, or of one; Ctrl-C detaches."""
-    with options.client() as client:
-        project = options.project_of(client)
-        token = ""
-        failures = 0
-        while True:
-            try:
-                for change in client.instances.watch(project, show.short(name), token):
-                    token, failures = change.resume_token, 0
-                    if change.change == api.WatchInstancesResponse.CHANGE_BOOKMARK:
-                        continue
-                    kind = show.enum(api.WatchInstancesResponse.Change.Name(change.change))
-                    show.line(
-                        change.instance, options.output, f"{kind:<8} {_text(change.instance)}"
-                    )
-            except Error as error:
-                # The token goes on where the watch broke, whichever process answers then.
-                failures += 1
-                if error.exit_code != 6 or failures > 30:
-                    raise
-                time.sleep(min(0.1 * 2**failures, 2.0))
+    with options.client() as client, show.Board(COLUMNS, options.output) as board:
+        project, instance = "", ""
+        if name:
+            project, instance, _ = options.instance_of(client, name)
+        else:
+            project = options.project_of(client)
+        for change in client.instances.watch(project, instance):
+            if change.change != api.WatchInstancesResponse.CHANGE_BOOKMARK:
+                kind = api.WatchInstancesResponse.Change.Name(change.change)
+                gone = change.change == api.WatchInstancesResponse.CHANGE_DELETED
+                board.put(show.enum(kind), change.instance, gone)
 
 
 @app.command
 def update(
-    name: str,
+    name: InstanceName,
     /,
     *,
-    label: Annotated[tuple[str, ...] | None, Parameter(help="Replaces all labels.")] = None,
-    display_name: str | None = None,
-    image: str | None = None,
-    gpu: str | None = None,
-    cpu: str | None = None,
-    memory: str | None = None,
-    max_duration: str | None = None,
+    wish: Wish = Wish(),
+    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    dry_run: Annotated[bool, Parameter(help="Show the plan; change nothing.")] = False,
     options: Options = Options(),
 ) -> None:
-    """Change an instance; labels at once, what runs at its next start."""
-    asked, paths = api.Instance(), []
-    if label is not None:
-        asked.labels.update(dict(read.pair("--label", text) for text in label))
-        paths.append("labels")
-    if display_name is not None:
-        asked.display_name = display_name
-        paths.append("display_name")
-    if image is not None:
-        asked.spec.image = image
-        paths.append("spec.image")
-    if gpu is not None:
-        asked.spec.resources.gpu_milli = read.milli("--gpu", gpu)
-        paths.append("spec.resources.gpu_milli")
-    if cpu is not None:
-        asked.spec.resources.cpu_milli = read.milli("--cpu", cpu)
-        paths.append("spec.resources.cpu_milli")
-    if memory is not None:
-        asked.spec.resources.memory_bytes = read.size("--memory", memory)
-        paths.append("spec.resources.memory_bytes")
-    if max_duration is not None:
-        asked.spec.max_duration.FromTimedelta(read.duration("--max-duration", max_duration))
-        paths.append("spec.max_duration")
-    if not paths:
+    """
+    Change an instance; labels at once, what runs at its next start.
+
+    What is said more than once (--label, --env, --port, --arg) replaces all that was said before.
+    """
+    asked, paths = build(wish)
+    if not paths and wish.file is None:
         raise read.wrong("update", name, "names nothing to change", "Say e.g. --label or --cpu.")
     with options.client() as client:
-        asked.name = _name(name, options, client)[1]
-        made = client.instances.update(asked, paths).instance
-        show.one(made, options.output, lambda: _text(made))
+        asked.name = options.instance_of(client, name)[2]
+        # A file stands for all that it sets.
+        made = client.instances.update(
+            asked, () if wish.file is not None else paths, etag, validate_only=dry_run
+        )
+        if dry_run:
+            show.one(made, options.output, lambda: _plan(made.instance, made.plan, "changed"))
+        else:
+            show.one(made.instance, options.output, lambda: _text(made.instance))
 
 
 @app.command
-def start(name: str, /, *, options: Options = Options()) -> None:
+def start(
+    name: InstanceName,
+    /,
+    *,
+    wait: Wait = None,
+    wait_timeout: WaitTimeout = "10m",
+    options: Options = Options(),
+) -> None:
     """Ask for a start."""
-    _verb("start", name, options)
+    _verb(lambda client, full: client.instances.start(full), name, wait, wait_timeout, options)
 
 
 @app.command
-def stop(name: str, /, *, options: Options = Options()) -> None:
+def stop(
+    name: InstanceName,
+    /,
+    *,
+    wait: Wait = None,
+    wait_timeout: WaitTimeout = "10m",
+    options: Options = Options(),
+) -> None:
     """Ask for a stop; name and files are kept, and it costs nothing."""
-    _verb("stop", name, options)
+    _verb(lambda client, full: client.instances.stop(full), name, wait, wait_timeout, options)
 
 
 @app.command
-def restart(name: str, /, *, options: Options = Options()) -> None:
+def restart(
+    name: InstanceName,
+    /,
+    *,
+    wait: Wait = None,
+    wait_timeout: WaitTimeout = "10m",
+    options: Options = Options(),
+) -> None:
     """Ask for a stop, and a start after it."""
-    _verb("restart", name, options)
+    _verb(lambda client, full: client.instances.restart(full), name, wait, wait_timeout, options)
 
 
 @app.command
-def delete(name: str, /, *, options: Options = Options()) -> None:
+def delete(name: InstanceName, /, *, options: Options = Options()) -> None:
     """Ask for its deletion; one that lives is stopped first."""
-    _verb("delete", name, options)
-
-
-def _verb(verb: str, name: str, options: Options) -> None:
     with options.client() as client:
-        project, full = _name(name, options, client)
-        verbs = {
-            "start": client.instances.start,
-            "stop": client.instances.stop,
-            "restart": client.instances.restart,
-            "delete": client.instances.delete,
-        }
-        made = with_near(lambda: verbs[verb](full), name, lambda: client.instances.list(project))
+        made = client.instances.delete(options.instance_of(client, name)[2])
         show.one(made, options.output, lambda: _text(made))
 
 
-def _name(name: str, options: Options, client: Client) -> tuple[str, str]:
-    """The project and the full name of `dev-1`, or of `projects/p/instances/dev-1`."""
-    if name.startswith("projects/"):
-        return name.split("/")[1], name
-    project = options.project_of(client)
-    return project, f"projects/{project}/instances/{name}"
+def _verb(
+    act: Callable[[Client, str], api.Instance],
+    name: str,
+    wait: StateName | None,
+    wait_timeout: str,
+    options: Options,
+) -> None:
+    with options.client() as client:
+        full = options.instance_of(client, name)[2]
+        _answer(client, act(client, full), full, wait, wait_timeout, options)
 
 
-def _await(client: Client, project: str, name: str, state: str, timeout: str) -> None:
-    wanted = api.State.Value(f"STATE_{state.upper()}")
-    deadline = time.monotonic() + read.duration("--wait-timeout", timeout).total_seconds()
-    full = f"projects/{project}/instances/{name}"
-    while True:
-        found = client.instances.get(full)
-        if found.status.state == wanted:
-            return
-        if time.monotonic() > deadline:
-            raise Timeout(
-                f"{name} is not {state} after {timeout}, but {_state(found)}.",
-                reason="WAIT_TIMEOUT",
-                arguments={"next_step": f"Follow it: fermion instances watch {name}"},
-            )
-        time.sleep(0.2)
-
-
-def _read(file: Path) -> api.Instance:
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
-        return json_format.ParseDict(yaml.safe_load(text) or {}, api.Instance())
-    except (OSError, yaml.YAMLError, json_format.ParseError, AttributeError) as error:
-        raise read.wrong(
-            "--file",
-            str(file),
-            f"is no Instance ({error})",
-            "`fermion instances get NAME -o yaml` is.",
-        ) from error
-
-
-def _state(instance: api.Instance) -> str:
-    return show.enum(api.State.Name(instance.status.state))
-
-
-def _why(instance: api.Instance) -> str:
-    """Why it is in its state, not only in which."""
-    status = instance.status
-    phase = show.enum(api.Phase.Name(status.phase)).lower()
-    reason = f"{status.reason.code}" if status.reason.code else ""
-    if status.phase == api.PHASE_UNSPECIFIED:
-        phase = ""
-    waiting = "change waits for a restart" if status.pending_restart else ""
-    return ", ".join(part for part in (phase, reason, waiting) if part) or "-"
-
-
-def _cells(instance: api.Instance) -> tuple[str, ...]:
-    resources = instance.spec.resources
-    return (
-        show.short(instance.name),
-        show.enum(api.Kind.Name(instance.spec.kind)).lower(),
-        _state(instance),
-        _why(instance),
-        str(instance.status.attempt),
-        f"{resources.gpu_milli / 1000:g}",
-        f"{resources.cpu_milli / 1000:g}",
-        f"{resources.memory_bytes / 2**30:.3g} GiB",
-        show.age(instance.create_time),
-    )
+def _answer(
+    client: Client,
+    made: api.Instance,
+    full: str,
+    wait: StateName | None,
+    wait_timeout: str,
+    options: Options,
+) -> None:
+    """Print what came of a call, once it is in the state that is waited for."""
+    if wait is not None:
+        seconds = read.duration("--wait-timeout", wait_timeout).total_seconds()
+        if options.output in ("table", "wide"):
+            note(f"{_text(made)}; waiting until it is {wait}")
+        made = client.instances.wait(full, api.State.Value(f"STATE_{wait.upper()}"), seconds)
+    show.one(made, options.output, lambda: _text(made))
 
 
 def _text(instance: api.Instance) -> str:
-    status = instance.status
     why = _why(instance)
-    text = f"{show.short(instance.name)}  {_state(instance) if status.state else 'gone'}"
-    if why != "-":
-        text += f"  {why}"
-    if status.reason.message:
-        text += f": {status.reason.message}"
-    return text
+    text = f"{show.short(instance.name)}  {_state(instance)}"
+    return text if why == "-" else f"{text}  {why}"
 
 
-def _plan(made: api.CreateInstanceResponse) -> str:
+def _details(instance: api.Instance) -> str:
+    spec, status = instance.spec, instance.status
+    resources = spec.resources
+    exit_code = str(status.exit_code) if status.HasField("exit_code") else ""
+    lasts = show.span(spec.max_duration) if spec.HasField("max_duration") else ""
+    return show.details(
+        (
+            ("name", instance.name),
+            ("uid", instance.uid),
+            ("display name", instance.display_name),
+            ("description", instance.description),
+            ("labels", show.pairs(dict(instance.labels))),
+            ("kind", _kind(instance)),
+            ("template", spec.template.removeprefix("templates/")),
+            ("image", spec.image),
+            (
+                "resources",
+                f"{_gpu(resources)} GPU, {show.cores(resources.cpu_milli)} CPU, "
+                f"{show.size(resources.memory_bytes)} memory, "
+                f"{show.size(resources.storage_bytes)} storage",
+            ),
+            ("ports", ", ".join(f"{port.name}:{port.number}" for port in spec.ports)),
+            ("env", ", ".join(f"{entry.name}={entry.value}" for entry in spec.env)),
+            ("command", " ".join(spec.command)),
+            ("args", " ".join(spec.args)),
+            ("max duration", lasts),
+            ("since", show.moment(status.state_time)),
+            ("wanted", show.enum(api.State.Name(status.desired_state)).lower()),
+            ("attempt", str(status.attempt or "")),
+            ("workload", status.workload_uid),
+            ("restarts", str(status.restarts or "")),
+            ("exit code", exit_code),
+            *((f"at {port}", address) for port, address in sorted(status.addresses.items())),
+            ("owner", instance.owner),
+            ("created", show.moment(instance.create_time)),
+            ("changed", show.moment(instance.update_time)),
+            ("etag", instance.etag),
+        )
+    )
+
+
+def _plan(instance: api.Instance, plan: api.Plan, verb: str) -> str:
     """What would be declared, and what cannot be told yet."""
-    lines = [f"{show.short(made.instance.name)} would be declared as:"]
-    for group in made.plan.workload.groups:
+    lines = [f"{show.short(instance.name)} would be {verb}, and declared as:"]
+    for group in plan.workload.groups:
         resources = group.resources
         lines.append(
-            f"  {group.replicas} replica of {group.image.repository}: "
-            f"{resources.gpu_milli / 1000:g} GPU, {resources.cpu_milli / 1000:g} CPU, "
-            f"{resources.memory_bytes / 2**30:.3g} GiB"
+            f"  {group.replicas} x {group.image.repository or 'no image'}: "
+            f"{show.cores(resources.gpu_milli)} GPU, {show.cores(resources.cpu_milli)} CPU, "
+            f"{show.size(resources.memory_bytes)}"
         )
         if group.command:
             lines.append(f"  command: {' '.join(group.command)}")
-    lines += [f"  note: {warning.message}" for warning in made.plan.warnings]
-    if made.plan.absent:
-        lines.append(f"  cannot be told yet: {', '.join(made.plan.absent)}")
+    lines += [f"  note: {show.sentence(warning)}" for warning in plan.warnings]
+    if plan.absent:
+        lines.append(f"  cannot be told yet: {', '.join(plan.absent)}")
     return "\n".join(lines)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
+from importlib import metadata
 from typing import Annotated
 
 from cyclopts import Parameter
 
+import fermion
+from fermion.cli import show
+from fermion.cli.options import OutputOption
 from fermion.errors import FailedPrecondition
 
 
 def up(
     *,
-    split: Annotated[bool, Parameter(help="A process per service.", negative="")] = False,
-    replicas: Annotated[int, Parameter(help="Processes of each service.")] = 1,
-    port: Annotated[int | None, Parameter(help="Port to listen on.")] = None,
-) -> int:
+    split: Annotated[bool, Parameter(help="A process per service.")] = False,
+    replicas: Annotated[int, Parameter(help="Processes of each service [1].")] = 1,
+    port: Annotated[int | None, Parameter(help="Port to listen on [7443].")] = None,
+    postgres_tcp: Annotated[
+        bool, Parameter(help="PostgreSQL also on a TCP port of the loopback.")
+    ] = False,
+) -> None:
     """Start the platform on this machine, in the foreground; Ctrl-C drains and stops it."""
     words = ["up"]
     if split:
@@ -26,20 +34,42 @@ def up(
         words += ["--replicas", str(replicas)]
     if port is not None:
         words += ["--port", str(port)]
-    return _services(words)
+    if postgres_tcp:
+        words.append("--postgres-tcp")
+    _services(words)
 
 
-def down() -> int:
+def down() -> None:
     """Stop the platform on this machine, and wait until it is gone."""
-    return _services(["down"])
+    _services(["down"])
 
 
-def _services(words: list[str]) -> int:
+def version(*, output: OutputOption = "table") -> None:
+    """Show versions of the client, of Python and of gRPC."""
+    found = {
+        "fermion": fermion.__version__,
+        "python": platform.python_version(),
+        "grpcio": metadata.version("grpcio"),
+        "protobuf": metadata.version("protobuf"),
+    }
+    match output:
+        case "json":
+            print(show.to_json(found))
+        case "yaml":
+            print(show.to_yaml(found))
+        case "name":
+            print(fermion.__version__)
+        case _:
+            print("\n".join(f"{name:<10}{value}" for name, value in found.items()))
+
+
+def _services(words: list[str]) -> None:
     if importlib.util.find_spec("services") is None:
         raise FailedPrecondition(
             "Only the client is installed here, not the platform.",
             reason="PLATFORM_NOT_INSTALLED",
-            arguments={"next_step": "Run it from a checkout: make up"},
+            next_step="Run it from a checkout: make up",
         )
     # The platform takes the place of this process, so signals reach it directly.
+    sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "services", *words])

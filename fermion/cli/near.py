@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
 
-from fermion.errors import Denied, Error, NotFound
+from fermion.client import Client
+from fermion.errors import Error
 
-Found = TypeVar("Found")
+# By reason: the argument that holds the name that was not found, and what names there are.
+Lister = Callable[[Client, str], Iterable[str]]
+_LISTERS: Mapping[str, tuple[str, Lister]] = {
+    "INSTANCE_NOT_FOUND": (
+        "instance",
+        lambda client, name: (one.name for one in client.instances.list(name.split("/")[1])),
+    ),
+    "TEMPLATE_NOT_FOUND": (
+        "template",
+        lambda client, _: (one.name for one in client.instances.templates(True)),
+    ),
+    "PROJECT_NOT_FOUND": (
+        "project",
+        lambda client, _: (one.name for one in client.projects.list()),
+    ),
+    "PROJECT_ROLE_MISSING": (
+        "project",
+        lambda client, _: (one.name for one in client.projects.list()),
+    ),
+    "USER_NOT_FOUND": (
+        "user",
+        lambda client, _: (one.name for one in client.users.list()),
+    ),
+}
 
 
-class Named(Protocol):
-    """Has a resource name."""
-
-    @property
-    def name(self) -> str:
-        """The resource name."""
-        ...
-
-
-def with_near(ask: Callable[[], Found], name: str, there: Callable[[], Iterable[Named]]) -> Found:
-    """Ask for something; where it is not there, add what is there by a name like it."""
+def suggest(client: Client, error: Error) -> None:
+    """Add to an error what is there by a name like the one that was not found."""
+    argument, names = _LISTERS.get(error.reason, ("", None))
+    missing = error.arguments.get(argument, "")
+    if names is None or not missing:
+        return
     try:
-        return ask()
-    except (NotFound, Denied) as error:
-        try:
-            names = [item.name.rsplit("/", 1)[-1] for item in there()]
-        except Error:
-            raise error from None
-        near = difflib.get_close_matches(name.rsplit("/", 1)[-1], names, 3, 0.5)
-        if near:
-            error.arguments["next_step"] = f"Did you mean {' or '.join(near)}?"
-        raise
+        there = {name.rsplit("/", 1)[-1] for name in names(client, missing)}
+    except (Error, IndexError):
+        # Who may not list them is not told what there is.
+        return
+    found = near(missing.rsplit("/", 1)[-1], there)
+    if found:
+        error.next_step = f"Did you mean {' or '.join(found)}? {error.next_step}".strip()
+
+
+def near(name: str, there: Iterable[str]) -> list[str]:
+    """At most three names like this one; never this one itself."""
+    return difflib.get_close_matches(name, sorted(set(there) - {name}), 3, 0.5)

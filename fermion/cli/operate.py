@@ -1,166 +1,136 @@
-"""What operators ask: is it well, is it true, and what stands still."""
+"""What operators ask: does it run, is it true, and what stands still."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+import fermion
 from fermion.api.journal import v1 as api
+from fermion.api.scheduler import v1 as scheduler
 from fermion.cli import show
-from fermion.cli.options import Options
-from fermion.client import Client
-from fermion.context import home
-from fermion.errors import Error
-from fermion.journals import SERVICES
+from fermion.cli.options import Options, note
+from fermion.cli.show import Column
+from fermion.errors import Denied
 
 journal = App(name="journal", help="Journals: rebuild, parked facts, readers.")
 queue = App(name="queue", help="What waits for admission, and why.")
+
+QUEUE: tuple[Column[scheduler.QueuedWorkload], ...] = (
+    Column("OWNER", lambda one: one.owner.removeprefix("projects/")),
+    Column("ATTEMPT", lambda one: str(one.attempt)),
+    Column("WHY", lambda one: show.sentence(one.reason) or "-"),
+    Column("WAITS", lambda one: show.age(one.queue_time)),
+    Column("NEEDS", lambda one: show.pairs(dict(one.reason.arguments)), wide=True),
+    Column("WORKLOAD", lambda one: one.workload_uid, wide=True),
+)
+JOURNALS: tuple[Column[api.JournalStatus], ...] = (
+    Column("JOURNAL", lambda one: one.journal),
+    Column("HEAD", lambda one: str(one.head)),
+    Column("STREAM", lambda one: _stream(one)),
+    Column("RELAY", lambda one: f"halted: {one.relay_halted}" if one.relay_halted else "ok"),
+    Column("EPOCH", lambda one: str(one.epoch), wide=True),
+)
+PARKED: tuple[Column[api.ParkedFact], ...] = (
+    Column("READER", lambda one: one.reader),
+    Column("JOURNAL", lambda one: one.journal),
+    Column("POSITION", lambda one: str(one.position)),
+    Column("STREAM", lambda one: one.stream),
+    Column("TYPE", lambda one: one.type.rsplit(".", 1)[-1]),
+    Column("WHY", lambda one: one.reason),
+    Column("PARKED", lambda one: show.age(one.park_time), wide=True),
+)
+
+
+def _stream(status: api.JournalStatus) -> str:
+    if status.published < 0:
+        return "NATS is away"
+    return f"{max(0, status.head - status.published)} behind"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How far one reader is behind the journal that it reads."""
+
+    progress: api.ReaderProgress
+    behind: int
+
+    @property
+    def state(self) -> str:
+        """Whether it runs, and what waits in its parking."""
+        if self.progress.halted:
+            return f"halted: {self.progress.halted}"
+        return f"{self.progress.parked} parked" if self.progress.parked else "ok"
+
+
+def readings(journals: Sequence[api.JournalStatus]) -> Iterator[Reading]:
+    """Every reader of every journal's service, once."""
+    heads = {one.journal: one.head for one in journals}
+    seen = set()
+    for one in journals:
+        for progress in one.readers:
+            if (progress.reader, progress.journal) not in seen:
+                seen.add((progress.reader, progress.journal))
+                head = heads.get(progress.journal, progress.position)
+                yield Reading(progress, max(0, head - progress.position))
+
+
+def status(*, options: Options = Options()) -> int:
+    """Show whether the platform runs: journals, relays and readers; 1 where something stands still."""
+    with options.client() as client:
+        who = client.users.who_am_i()
+        context = client.context
+        try:
+            journals = client.journals.status()
+        except Denied:
+            # Only operators may look further; that it answers is all that others can be told.
+            journals = []
+            note("Journals and readers are shown to platform admins.")
+    found = list(readings(journals))
+    halted = [one for one in journals if one.relay_halted]
+    stuck = [one for one in found if one.progress.halted or one.progress.parked]
+    match options.output:
+        case "json" | "yaml":
+            told = {
+                "address": context.address,
+                "context": context.name,
+                "client_version": fermion.__version__,
+                "caller": show.name_of(who),
+                "journals": [show.plain(one) for one in journals],
+            }
+            print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
+        case "name":
+            print("\n".join(one.journal for one in journals))
+        case _:
+            print(f"Fermion answers at {context.address} (context {context.name}).\n")
+            if journals:
+                show.many(journals, options.output, JOURNALS, "")
+                print()
+                show.table(
+                    ("READER", "OF", "BEHIND", "PARKED", "STATE"),
+                    [
+                        (
+                            one.progress.reader,
+                            one.progress.journal,
+                            str(one.behind),
+                            str(one.progress.parked),
+                            one.state,
+                        )
+                        for one in found
+                    ],
+                )
+    return 1 if halted or stuck else 0
 
 
 @queue.command(name="list")
 def list_queue(*, options: Options = Options()) -> None:
     """List the project's workloads that wait, longest first."""
     with options.client() as client:
-        show.many(
-            client.queue.list(options.project_of(client)),
-            options.output,
-            ("OWNER", "ATTEMPT", "WHY", "WAITS"),
-            lambda waiting: (
-                waiting.owner,
-                str(waiting.attempt),
-                waiting.reason.code,
-                show.age(waiting.queue_time),
-            ),
-            "Nothing waits.",
-        )
-
-
-def status(*, options: Options = Options()) -> int:
-    """Show journals, relays and readers; 1 where something stands still."""
-    with options.client() as client:
-        found = client.journals.status()
-        if options.output in ("json", "yaml"):
-            show.many(found, options.output, (), lambda _: (), "")
-            return 0
-        print(f"Fermion at {client.context.address}, context {client.context.name}\n")
-        rows: list[tuple[str, ...]] = []
-        bad = 0
-        for one in found:
-            state = f"halted: {one.relay_halted}" if one.relay_halted else "ok"
-            behind = one.head - one.published if one.published >= 0 else -1
-            lag = "NATS is away" if behind < 0 else f"{behind} behind"
-            rows.append((one.journal, str(one.head), lag, state))
-            bad += bool(one.relay_halted)
-        show.table(("JOURNAL", "HEAD", "STREAM", "RELAY"), rows)
-        print()
-        heads = {one.journal: one.head for one in found}
-        rows = []
-        for one in found:
-            for reader in one.readers:
-                lag_of = heads.get(reader.journal, reader.position) - reader.position
-                state = f"halted: {reader.halted}" if reader.halted else "ok"
-                rows.append(
-                    (reader.reader, reader.journal, str(max(0, lag_of)), str(reader.parked), state)
-                )
-                bad += bool(reader.halted)
-        show.table(("READER", "OF", "BEHIND", "PARKED", "STATE"), rows)
-        return 1 if bad else 0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that doctor looked at."""
-
-    what: str
-    well: bool
-    found: str
-    mend: str = ""
-
-
-def doctor(*, options: Options = Options()) -> int:
-    """Check everything that the platform needs, and say how to mend what is not well."""
-    with options.client() as client:
-        findings = list(_look(client))
-    if options.output == "json":
-        print(json.dumps([vars(finding) for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            print(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.found}")
-            if not finding.well and finding.mend:
-                print(f"       mend: {finding.mend}")
-    return 0 if all(finding.well for finding in findings) else 1
-
-
-def _look(client: Client) -> Iterator[Finding]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding("python", sys.version_info >= (3, 11), version, "Use Python 3.11 or newer.")
-    folder = home()
-    if folder.exists():
-        usable = os.access(folder, os.W_OK)
-        yield Finding("state folder", usable, str(folder), "Make it yours, or set FERMION_HOME.")
-        free = shutil.disk_usage(folder).free
-        yield Finding(
-            "free disk", free > 2**30, f"{free / 2**30:.1f} GiB", "Make room: PostgreSQL needs it."
-        )
-    bearer = client.context.bearer()
-    yield Finding(
-        "token",
-        bool(bearer),
-        "there is one" if bearer else "none",
-        f"fermion contexts set {client.context.name} --token-file FILE",
-    )
-    for service in SERVICES:
-        health = client.healthy(service)
-        yield Finding(
-            f"{service} at {client.context.address_of(service)}",
-            health == "serving",
-            health,
-            "Start it with `fermion up`, or look at its log in the state folder.",
-        )
-        if health != "serving":
-            return
-    try:
-        who = client.users.who_am_i()
-    except Error as error:
-        yield Finding("who am I", False, error.message, error.next_step)
-        return
-    yield Finding("who am I", True, show.short(who.user.name) or who.service)
-    try:
-        journals = client.journals.status()
-    except Error as error:
-        yield Finding("journals", False, error.message, error.next_step)
-        return
-    heads = {one.journal: one.head for one in journals}
-    for one in journals:
-        well = not one.relay_halted and one.published >= 0
-        state = one.relay_halted or f"head {one.head}, stream {one.published}"
-        mend = "Is NATS there? See logs/ and nats/nats.log in the state folder."
-        yield Finding(f"journal {one.journal}", well, state, mend)
-        for reader in one.readers:
-            lag = max(0, heads.get(reader.journal, reader.position) - reader.position)
-            well = not reader.halted and not reader.parked
-            state = reader.halted or f"{lag} behind, {reader.parked} parked"
-            yield Finding(
-                f"reader {reader.reader} of {reader.journal}",
-                well,
-                state,
-                "fermion journal parked, then `journal retry`, `skip` or `resume`.",
-            )
-    yield from _clock(journals)
-
-
-def _clock(journals: list[api.JournalStatus]) -> Iterator[Finding]:
-    del journals
-    now = datetime.now(UTC)
-    sane = now.year >= 2026
-    yield Finding("clock", sane, now.isoformat(timespec="seconds"), "Set this machine's clock.")
+        project = options.project_of(client)
+        show.many(client.queue.list(project), options.output, QUEUE, f"Nothing waits in {project}.")
 
 
 def audit(*, options: Options = Options()) -> int:
@@ -169,26 +139,21 @@ def audit(*, options: Options = Options()) -> int:
         checks = client.journals.audit()
     broken = [check for check in checks if not check.holds]
     if options.output in ("json", "yaml"):
-        show.many(checks, options.output, (), lambda _: (), "")
+        show.many(checks, options.output, (), "")
     else:
         for check in broken if options.output == "table" else checks:
             mark = "holds" if check.holds else "BROKEN"
             print(f"{mark:<7} {check.name}: {check.left} and {check.right}")
-        print(f"{len(checks) - len(broken)} of {len(checks)} equalities hold.")
+        if options.output != "name":
+            print(f"{len(checks) - len(broken)} of {len(checks)} equalities hold.")
     return 1 if broken else 0
 
 
 @journal.command(name="list")
 def list_journals(*, options: Options = Options()) -> None:
-    """List journals with heads and readers."""
+    """List journals with heads and how far they are published."""
     with options.client() as client:
-        show.many(
-            client.journals.status(),
-            options.output,
-            ("JOURNAL", "EPOCH", "HEAD", "PUBLISHED"),
-            lambda one: (one.journal, str(one.epoch), str(one.head), str(one.published)),
-            "No journals.",
-        )
+        show.many(client.journals.status(), options.output, JOURNALS, "No journals.")
 
 
 @journal.command
@@ -198,7 +163,7 @@ def rebuild(name: str, /, *, options: Options = Options()) -> int:
         done = client.journals.rebuild(name)
     same = done.live_hash == done.rebuilt_hash
     verdict = "the same as before" if same else "NOT the same as before; the new one is in place"
-    show.one(done, options.output, lambda: f"{name}: {done.folded} facts folded, {verdict}")
+    show.one(done, options.output, lambda: f"{name}: {done.folded} facts folded, {verdict}.")
     return 0 if same else 1
 
 
@@ -206,34 +171,33 @@ def rebuild(name: str, /, *, options: Options = Options()) -> int:
 def parked(*, options: Options = Options()) -> None:
     """List facts that readers could not use."""
     with options.client() as client:
-        show.many(
-            client.journals.parked(),
-            options.output,
-            ("READER", "JOURNAL", "POSITION", "STREAM", "TYPE", "WHY"),
-            lambda fact: (
-                fact.reader,
-                fact.journal,
-                str(fact.position),
-                fact.stream,
-                show.short(fact.type.replace(".", "/")),
-                fact.reason,
-            ),
-            "Nothing is parked.",
-        )
+        show.many(client.journals.parked(), options.output, PARKED, "Nothing is parked.")
 
 
 @journal.command
-def retry(reader: str, stream: str, /, *, options: Options = Options()) -> int:
-    """Handle the parked facts of one stream again, in order."""
+def retry(
+    reader: Annotated[str, Parameter(help="e.g. instances/scheduler")],
+    stream: Annotated[str, Parameter(help="e.g. workload/wkl_…")],
+    /,
+    *,
+    options: Options = Options(),
+) -> int:
+    """Handle the parked facts of one stream again, in order; 1 where some still wait."""
     with options.client() as client:
         done = client.journals.retry(reader, stream)
-        show.one(done, options.output, lambda: f"{done.handled} handled, {done.left} left")
+        show.one(done, options.output, lambda: f"{done.handled} handled, {done.left} left.")
         return 1 if done.left else 0
 
 
 @journal.command
 def skip(
-    reader: str, name: str, position: int, /, *, reason: str, options: Options = Options()
+    reader: Annotated[str, Parameter(help="e.g. instances/scheduler")],
+    name: Annotated[str, Parameter(help="The journal that the fact is of, e.g. scheduler/0")],
+    position: Annotated[int, Parameter(help="Its position there.")],
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; it is kept.")],
+    options: Options = Options(),
 ) -> None:
     """Give one parked fact up for good; that is kept as a fact."""
     with options.client() as client:
@@ -242,7 +206,13 @@ def skip(
 
 
 @journal.command
-def resume(reader: str, name: str, /, *, options: Options = Options()) -> None:
+def resume(
+    reader: Annotated[str, Parameter(help="e.g. instances/scheduler")],
+    name: Annotated[str, Parameter(help="The journal it reads, e.g. scheduler/0")],
+    /,
+    *,
+    options: Options = Options(),
+) -> None:
     """Let a halted reader go on."""
     with options.client() as client:
         client.journals.resume(reader, name)

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.completion import CompletionContext
 
-from fermion.client import TIMEOUT_SECONDS, Client
-from fermion.errors import InvalidArgument
+from fermion.call import TIMEOUT_SECONDS
+from fermion.cli import near
+from fermion.client import Client
+from fermion.context import Contexts, StoredPositions, resolve
+from fermion.errors import Error, InvalidArgument
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
+# A list command asks for so many names while somebody presses TAB.
+COMPLETION_SECONDS = 2.0
+
+
+def context_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a context."""
+    return Contexts().names()
+
+
+def project_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a project."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("projects/") for one in client.projects.list()]
+
+
+def instance_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for an instance."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        project = client.context.project
+        return [one.name.rsplit("/", 1)[-1] for one in client.instances.list(project)]
+
+
+def template_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a template."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("templates/") for one in client.instances.templates()]
+
+
+ProjectName = Annotated[str, Parameter(completer=project_names)]
+InstanceName = Annotated[
+    str, Parameter(help="dev-1, or projects/P/instances/dev-1.", completer=instance_names)
+]
+TemplateName = Annotated[str, Parameter(completer=template_names)]
+OutputOption = Annotated[
+    Format,
+    Parameter(name=["--output", "-o"], help="How to print; json is the API's message [table]."),
+]
 
 
 @Parameter(name="*")
@@ -18,18 +62,35 @@ Format = Literal["table", "wide", "json", "yaml", "name"]
 class Options:
     """Where to call, and how to print."""
 
-    context: Annotated[str, Parameter(help="Context to use instead of the current one.")] = ""
-    project: Annotated[
-        str, Parameter(name=["--project", "-p"], help="Project, instead of the context's.")
+    context: Annotated[
+        str,
+        Parameter(help="Context to use instead of the current one.", completer=context_names),
     ] = ""
-    output: Annotated[
-        Format, Parameter(name=["--output", "-o"], help="How to print; json is the API's message.")
-    ] = "table"
-    timeout: Annotated[float, Parameter(help="Seconds that one call may take.")] = TIMEOUT_SECONDS
+    project: Annotated[
+        str,
+        Parameter(
+            name=["--project", "-p"],
+            help="Project, instead of the context's.",
+            completer=project_names,
+        ),
+    ] = ""
+    output: OutputOption = "table"
+    timeout: Annotated[float, Parameter(help="Seconds that one call may take [30].")] = (
+        TIMEOUT_SECONDS
+    )
 
-    def client(self) -> Client:
-        """Open a client."""
-        return Client(context=self.context, timeout=self.timeout)
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Open a client; an error over a name says what there is by a name like it."""
+        context = resolve(self.context)
+        with Client(
+            context=self.context, timeout=self.timeout, positions=StoredPositions(context)
+        ) as client:
+            try:
+                yield client
+            except Error as error:
+                near.suggest(client, error)
+                raise
 
     def project_of(self, client: Client) -> str:
         """The project that was said, else the context's; else what to say is asked for."""
@@ -38,9 +99,27 @@ class Options:
             raise InvalidArgument(
                 "No project was said, and the context has none.",
                 reason="PROJECT_MISSING",
-                arguments={
-                    "next_step": "Say one with -p PROJECT, or once and for all: "
-                    "fermion projects use PROJECT"
-                },
+                violations=(("--project", "must be said"),),
+                next_step="Say one with -p PROJECT, or once and for all: "
+                "fermion projects use PROJECT",
             )
         return found
+
+    def instance_of(self, client: Client, name: str) -> tuple[str, str, str]:
+        """Project, last part and full name of `dev-1`, or of `projects/p/instances/dev-1`."""
+        if "/" not in name:
+            project = self.project_of(client)
+            return project, name, f"projects/{project}/instances/{name}"
+        parts = name.split("/")
+        if len(parts) != 4 or (parts[0], parts[2]) != ("projects", "instances"):
+            raise InvalidArgument(
+                f"{name!r} is no name of an instance.",
+                reason="OPTION_INVALID",
+                violations=(("NAME", "must be dev-1 or projects/P/instances/dev-1"),),
+            )
+        return parts[1], parts[3], name
+
+
+def note(text: str) -> None:
+    """Tell people something that is no answer; programs read the answer on stdout."""
+    print(text, file=sys.stderr, flush=True)

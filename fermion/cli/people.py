@@ -8,8 +8,10 @@ from cyclopts import App, Parameter
 
 from fermion.api.projects import v1 as api
 from fermion.cli import read, show
-from fermion.cli.near import with_near
 from fermion.cli.options import Options
+from fermion.cli.show import Column
+from fermion.client import Client
+from fermion.errors import InvalidArgument
 
 users = App(name="users", help="People who use the platform.")
 members = App(name="members", help="Roles of users in a project.")
@@ -28,6 +30,48 @@ PLATFORM_ROLES: dict[str, api.PlatformRole.ValueType] = {
     "user": api.PLATFORM_ROLE_USER,
     "admin": api.PLATFORM_ROLE_ADMIN,
 }
+DisplayName = Annotated[str, Parameter(help="The person's name as shown.")]
+Email = Annotated[str, Parameter(help="Mail address.")]
+PlatformRole = Annotated[PlatformRoleName, Parameter(help="What one may do on the platform.")]
+
+USERS: tuple[Column[api.User], ...] = (
+    Column("NAME", lambda one: show.short(one.name)),
+    Column("PLATFORM ROLE", lambda one: _platform_role(one.platform_role)),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
+    Column("MAIL", lambda one: one.email or "-"),
+    Column("AGE", lambda one: show.age(one.create_time)),
+    Column("UID", lambda one: one.uid, wide=True),
+)
+MEMBERS: tuple[Column[api.Member], ...] = (
+    Column("USER", lambda one: show.short(one.user)),
+    Column("ROLE", lambda one: _role(one.role)),
+    Column("SINCE", lambda one: show.age(one.update_time)),
+    Column("USER UID", lambda one: one.user_uid, wide=True),
+)
+TOKENS: tuple[Column[api.Token], ...] = (
+    Column("UID", lambda one: one.uid),
+    Column("DESCRIPTION", lambda one: one.description or "-"),
+    Column("ISSUED", lambda one: show.moment(one.create_time)),
+    Column("ENDS", lambda one: show.moment(one.expire_time)),
+    Column("STATE", lambda one: "revoked" if one.revoked else "valid"),
+)
+KEYS: tuple[Column[api.SigningKey], ...] = (
+    Column("KID", lambda one: one.kid),
+    Column("PUBLIC KEY", lambda one: one.public_key.hex()),
+    Column("SINCE", lambda one: show.age(one.create_time)),
+)
+
+
+def _whose(client: Client, user: str) -> str:
+    """The named user, else the caller; a service has no tokens of its own."""
+    found = user.removeprefix("users/") or show.short(client.users.who_am_i().user.name)
+    if not found:
+        raise InvalidArgument(
+            "The caller is a service, and services have no tokens here.",
+            reason="OPTION_MISSING",
+            violations=(("USER", "must be said"),),
+        )
+    return found
 
 
 def _role(role: api.Role.ValueType) -> str:
@@ -64,9 +108,9 @@ def create_user(
     user: str,
     /,
     *,
-    display_name: str = "",
-    email: str = "",
-    platform_role: PlatformRoleName = "user",
+    display_name: DisplayName = "",
+    email: Email = "",
+    platform_role: PlatformRole = "user",
     options: Options = Options(),
 ) -> None:
     """Register a user."""
@@ -82,20 +126,24 @@ def create_user(
 def get_user(user: str, /, *, options: Options = Options()) -> None:
     """Show one user."""
     with options.client() as client:
-        found = with_near(lambda: client.users.get(user), user, lambda: client.users.list())
-        show.one(found, options.output, lambda: "  ".join(_user_cells(found)))
+        found = client.users.get(user)
+        show.one(found, options.output, lambda: _details(found))
 
 
 @users.command(name="list")
-def list_users(*, filter: str = "", order_by: str = "", options: Options = Options()) -> None:
+def list_users(
+    *,
+    filter: Annotated[str, Parameter(help="e.g. name:ada*")] = "",
+    order_by: Annotated[str, Parameter(help="name or create_time, with ' desc' or not.")] = "",
+    options: Options = Options(),
+) -> None:
     """List users."""
     with options.client() as client:
         show.many(
             client.users.list(filter, order_by),
             options.output,
-            ("NAME", "PLATFORM ROLE", "DISPLAY NAME", "MAIL", "AGE"),
-            _user_cells,
-            "No users.",
+            USERS,
+            "No user is like that.",
         )
 
 
@@ -104,9 +152,9 @@ def update_user(
     user: str,
     /,
     *,
-    display_name: str | None = None,
-    email: str | None = None,
-    platform_role: PlatformRoleName | None = None,
+    display_name: DisplayName | None = None,
+    email: Email | None = None,
+    platform_role: PlatformRole | None = None,
     options: Options = Options(),
 ) -> None:
     """Change a user."""
@@ -126,7 +174,7 @@ def update_user(
         )
     with options.client() as client:
         made = client.users.update(asked, paths)
-        show.one(made, options.output, lambda: "  ".join(_user_cells(made)))
+        show.one(made, options.output, lambda: _details(made))
 
 
 @users.command(name="delete")
@@ -134,17 +182,15 @@ def delete_user(user: str, /, *, options: Options = Options()) -> None:
     """Take a user out for good."""
     with options.client() as client:
         client.users.delete(user)
-        print(f"User {user} is deleted, and forgotten.")
+        show.one(
+            api.User(name=f"users/{user}"),
+            options.output,
+            lambda: f"User {user} is deleted, and forgotten.",
+        )
 
 
-def _user_cells(user: api.User) -> tuple[str, ...]:
-    return (
-        show.short(user.name),
-        _platform_role(user.platform_role),
-        user.display_name or "-",
-        user.email or "-",
-        show.age(user.create_time),
-    )
+def _details(user: api.User) -> str:
+    return show.details((one.title.lower(), one.cell(user)) for one in USERS)
 
 
 @members.command(name="set")
@@ -152,11 +198,7 @@ def set_member(user: str, role: RoleName, /, *, options: Options = Options()) ->
     """Give a user a role in the project, or another one."""
     with options.client() as client:
         project = options.project_of(client)
-        made = with_near(
-            lambda: client.members.set(project, user, ROLES[role]),
-            user,
-            lambda: client.users.list(),
-        )
+        made = client.members.set(project, user, ROLES[role])
         show.one(made, options.output, lambda: f"{user} is {role} of {project}.")
 
 
@@ -167,12 +209,7 @@ def list_members(*, options: Options = Options()) -> None:
         show.many(
             client.members.list(options.project_of(client)),
             options.output,
-            ("USER", "ROLE", "SINCE"),
-            lambda member: (
-                show.short(member.user),
-                _role(member.role),
-                show.age(member.update_time),
-            ),
+            MEMBERS,
             "No members.",
         )
 
@@ -183,7 +220,11 @@ def remove_member(user: str, /, *, options: Options = Options()) -> None:
     with options.client() as client:
         project = options.project_of(client)
         client.members.remove(project, user)
-        print(f"{user} has no role in {project} any more.")
+        show.one(
+            api.Member(name=f"projects/{project}/members/{user}"),
+            options.output,
+            lambda: f"{user} has no role in {project} any more.",
+        )
 
 
 @tokens.command(name="create")
@@ -191,14 +232,14 @@ def create_token(
     user: str = "",
     /,
     *,
-    description: str = "",
-    ttl: Annotated[str, Parameter(help="e.g. 30d, 12h")] = "30d",
+    description: Annotated[str, Parameter(help="What it is for.")] = "",
+    ttl: Annotated[str, Parameter(help="How long it lasts, e.g. 12h [30d].")] = "30d",
     options: Options = Options(),
 ) -> None:
     """Issue a token, for yourself unless another user is named; it is printed once."""
     lasts = read.duration("--ttl", ttl)
     with options.client() as client:
-        whose = user or show.short(client.users.who_am_i().user.name)
+        whose = _whose(client, user)
         made = client.tokens.create(whose, description, lasts)
         show.one(made, options.output, lambda: made.signed_token)
 
@@ -207,18 +248,11 @@ def create_token(
 def list_tokens(user: str = "", /, *, options: Options = Options()) -> None:
     """List tokens, yours unless another user is named."""
     with options.client() as client:
-        whose = user or show.short(client.users.who_am_i().user.name)
+        whose = _whose(client, user)
         show.many(
             client.tokens.list(whose),
             options.output,
-            ("UID", "DESCRIPTION", "ISSUED", "ENDS", "STATE"),
-            lambda token: (
-                token.uid,
-                token.description or "-",
-                show.moment(token.create_time),
-                show.moment(token.expire_time),
-                "revoked" if token.revoked else "valid",
-            ),
+            TOKENS,
             "No tokens.",
         )
 
@@ -227,7 +261,7 @@ def list_tokens(user: str = "", /, *, options: Options = Options()) -> None:
 def revoke_token(token: str, user: str = "", /, *, options: Options = Options()) -> None:
     """End a token now."""
     with options.client() as client:
-        whose = user or show.short(client.users.who_am_i().user.name)
+        whose = _whose(client, user)
         made = client.tokens.revoke(whose, token)
         show.one(made, options.output, lambda: f"Token {token} is refused from now on.")
 
@@ -239,7 +273,6 @@ def list_keys(*, options: Options = Options()) -> None:
         show.many(
             client.keys.get().keys,
             options.output,
-            ("KID", "PUBLIC KEY", "SINCE"),
-            lambda key: (key.kid, key.public_key.hex(), show.age(key.create_time)),
+            KEYS,
             "No keys.",
         )

@@ -8,28 +8,49 @@ from cyclopts import App, Parameter
 
 from fermion.api.projects import v1 as api
 from fermion.cli import read, show
-from fermion.cli.near import with_near
-from fermion.cli.options import Options
+from fermion.cli.options import Options, ProjectName
+from fermion.cli.show import Column
 from fermion.context import Contexts
+from fermion.errors import FailedPrecondition
 
 app = App(name="projects", help="Projects.")
-COLUMNS = ("NAME", "STATE", "DISPLAY NAME", "LABELS", "AGE")
+
+COLUMNS: tuple[Column[api.Project], ...] = (
+    Column("NAME", lambda one: show.short(one.name)),
+    Column("STATE", lambda one: _state(one)),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
+    Column("LABELS", lambda one: show.pairs(dict(one.labels))),
+    Column("AGE", lambda one: show.age(one.create_time)),
+    Column("LEFT BY", lambda one: ", ".join(one.vacated_by) or "-", wide=True),
+    Column("UID", lambda one: one.uid, wide=True),
+)
 
 
-def _cells(project: api.Project) -> tuple[str, ...]:
-    return (
-        show.short(project.name),
-        show.enum(api.Project.State.Name(project.state)),
-        project.display_name or "-",
-        show.pairs(dict(project.labels)),
-        show.age(project.create_time),
-    )
+def _state(project: api.Project) -> str:
+    return show.enum(api.Project.State.Name(project.state)) if project.state else "GONE"
 
 
 def _text(project: api.Project) -> str:
-    name, state = show.short(project.name), show.enum(api.Project.State.Name(project.state))
     left = f"  left by: {', '.join(project.vacated_by)}" if project.vacated_by else ""
-    return f"{name}  {state}  {project.display_name}{left}"
+    return f"{show.short(project.name)}  {_state(project)}{left}"
+
+
+def _details(project: api.Project) -> str:
+    return show.details(
+        (
+            ("uid", project.uid),
+            ("display name", project.display_name),
+            ("description", project.description),
+            ("labels", show.pairs(dict(project.labels))),
+            ("created", show.moment(project.create_time)),
+            ("changed", show.moment(project.update_time)),
+            ("etag", project.etag),
+        )
+    )
+
+
+def _id(project: str) -> str:
+    return project.removeprefix("projects/")
 
 
 @app.command
@@ -46,18 +67,16 @@ def create(
     labels = dict(read.pair("--label", text) for text in label)
     with options.client() as client:
         asked = api.Project(display_name=display_name, description=description, labels=labels)
-        made = client.projects.create(project, asked)
-        show.one(made, options.output, lambda: f"Project {project} is there.")
+        made = client.projects.create(_id(project), asked)
+        show.one(made, options.output, lambda: f"Project {_id(project)} is there.")
 
 
 @app.command
-def get(project: str, /, *, options: Options = Options()) -> None:
+def get(project: ProjectName, /, *, options: Options = Options()) -> None:
     """Show one project."""
     with options.client() as client:
-        found = with_near(
-            lambda: client.projects.get(project), project, lambda: client.projects.list()
-        )
-        show.one(found, options.output, lambda: _text(found))
+        found = client.projects.get(_id(project))
+        show.one(found, options.output, lambda: f"{_text(found)}\n{_details(found)}")
 
 
 @app.command(name="list")
@@ -69,37 +88,39 @@ def list_(
 ) -> None:
     """List the projects that you may see."""
     with options.client() as client:
-        show.many(
-            client.projects.list(filter, order_by),
-            options.output,
-            COLUMNS,
-            _cells,
-            "No projects. Make one: fermion projects create NAME",
+        found = client.projects.list(filter, order_by)
+        hint = (
+            "None of your projects is like that."
+            if filter
+            else "No projects. Make one: fermion projects create NAME"
         )
+        show.many(found, options.output, COLUMNS, hint)
 
 
 @app.command
 def watch(*, options: Options = Options()) -> None:
     """Follow changes of the projects that you may see; Ctrl-C detaches."""
-    with options.client() as client:
+    with options.client() as client, show.Board(COLUMNS, options.output) as board:
         for change in client.projects.watch():
             if change.change != api.WatchProjectsResponse.CHANGE_BOOKMARK:
-                kind = show.enum(api.WatchProjectsResponse.Change.Name(change.change))
-                show.line(change.project, options.output, f"{kind:<8} {_text(change.project)}")
+                kind = api.WatchProjectsResponse.Change.Name(change.change)
+                gone = change.change == api.WatchProjectsResponse.CHANGE_DELETED
+                board.put(show.enum(kind), change.project, gone)
 
 
 @app.command
 def update(
-    project: str,
+    project: ProjectName,
     /,
     *,
-    display_name: str | None = None,
-    description: str | None = None,
+    display_name: Annotated[str | None, Parameter(help="As shown.")] = None,
+    description: Annotated[str | None, Parameter(help="Free text.")] = None,
     label: Annotated[tuple[str, ...] | None, Parameter(help="Replaces all labels.")] = None,
+    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
     options: Options = Options(),
 ) -> None:
     """Change display name, description or labels."""
-    asked, paths = api.Project(name=f"projects/{project}"), []
+    asked, paths = api.Project(name=f"projects/{_id(project)}"), []
     if display_name is not None:
         asked.display_name = display_name
         paths.append("display_name")
@@ -114,30 +135,40 @@ def update(
             "update", project, "names nothing to change", "Say --display-name or --label."
         )
     with options.client() as client:
-        made = client.projects.update(asked, paths)
+        made = client.projects.update(asked, paths, etag)
         show.one(made, options.output, lambda: _text(made))
 
 
 @app.command
-def archive(project: str, /, *, options: Options = Options()) -> None:
+def archive(project: ProjectName, /, *, options: Options = Options()) -> None:
     """Refuse new work in a project, and stop what lives there."""
     with options.client() as client:
-        made = client.projects.archive(project)
-        show.one(made, options.output, lambda: f"Project {project} is archived; what lives stops.")
+        made = client.projects.archive(_id(project))
+        show.one(made, options.output, lambda: f"Project {_id(project)} is archived; it empties.")
 
 
 @app.command
-def delete(project: str, /, *, options: Options = Options()) -> None:
+def delete(project: ProjectName, /, *, options: Options = Options()) -> None:
     """Delete an archived project in which nothing lives any more."""
     with options.client() as client:
-        client.projects.delete(project)
-        print(f"Project {project} is deleted.")
+        client.projects.delete(_id(project))
+        show.one(
+            api.Project(name=f"projects/{_id(project)}"),
+            options.output,
+            lambda: f"Project {_id(project)} is deleted.",
+        )
 
 
 @app.command
-def use(project: str, /, *, options: Options = Options()) -> None:
+def use(project: ProjectName, /, *, options: Options = Options()) -> None:
     """Make a project the one that commands are about unless they say another."""
     with options.client() as client:
-        with_near(lambda: client.projects.get(project), project, lambda: client.projects.list())
-        Contexts().set(client.context.name, project=project)
-        print(f"Using project {project}.")
+        if not client.context.stored:
+            raise FailedPrecondition(
+                f"No context is in use, but {client.context.address} by FERMION_ADDRESS.",
+                reason="CONTEXT_NOT_STORED",
+                next_step="Unset it, or say the project with -p each time.",
+            )
+        client.projects.get(_id(project))
+        Contexts().set(client.context.name, project=_id(project))
+        print(f"Using project {_id(project)} in context {client.context.name}.")

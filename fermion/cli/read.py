@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from fermion.api.workload import v1 as workload
 from fermion.errors import InvalidArgument
+
+Read = TypeVar("Read", bound=Message)
 
 _SIZES = {
     "": 1,
@@ -19,8 +29,27 @@ _SIZES = {
     "gi": 2**30,
     "ti": 2**40,
 }
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY($|_)", re.IGNORECASE)
+_SECONDS = {
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
+_NUMBER = r"\d{1,15}(?:\.\d{1,9})?"
+_SIZE = re.compile(rf"({_NUMBER})\s*([kmgt]i?)?b?", re.ASCII)
+_MILLI = re.compile(rf"({_NUMBER})(m?)", re.ASCII)
+_DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)", re.ASCII)
+_PORTS = {
+    "": workload.Port.PROTOCOL_HTTP,
+    "http": workload.Port.PROTOCOL_HTTP,
+    "grpc": workload.Port.PROTOCOL_GRPC,
+    "tcp": workload.Port.PROTOCOL_TCP,
+}
+# As a word of its own: TOKENIZERS_PARALLELISM and MAX_TOKENS are no secrets.
+_SECRET = re.compile(
+    r"SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)TOKEN(_|$)|(^|_)KEYS?(_|$)|(TOKEN|KEY)$", re.IGNORECASE
+)
 
 
 def wrong(option: str, value: str, rule: str, next_step: str) -> InvalidArgument:
@@ -29,24 +58,26 @@ def wrong(option: str, value: str, rule: str, next_step: str) -> InvalidArgument
         f"{option} is {value!r}: it {rule}.",
         reason="OPTION_INVALID",
         violations=((option, rule),),
-        arguments={"next_step": next_step},
+        next_step=next_step,
     )
 
 
 def size(option: str, text: str) -> int:
     """`16GiB`, `500M`, `1.5Ti` as bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
         raise wrong(option, text, "is no size", "Write it like 16GiB, 500M or 1.5Ti.")
-    return int(float(found[1]) * _SIZES[found[2] or ""])
+    return int(Decimal(found[1]) * _SIZES[found[2] or ""])
 
 
 def milli(option: str, text: str) -> int:
     """`4`, `0.5`, `250m` as thousandths."""
-    try:
-        return int(text[:-1]) if text.endswith("m") else round(float(text) * 1000)
-    except ValueError as error:
-        raise wrong(option, text, "is no number", "Write it like 4, 0.5 or 250m.") from error
+    found = _MILLI.fullmatch(text.strip())
+    number = Decimal(found[1]) * (1 if found[2] else 1000) if found else Decimal("0.5")
+    if number != int(number):
+        rule = "is no number of thousandths" if found else "is no number"
+        raise wrong(option, text, rule, "Write it like 4, 0.5 or 250m.")
+    return int(number)
 
 
 def duration(option: str, text: str) -> timedelta:
@@ -54,8 +85,11 @@ def duration(option: str, text: str) -> timedelta:
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise wrong(option, text, "is no duration", "Write it like 8h, 90m or 1h30m.")
-    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    return timedelta(seconds=sum(float(number) * units[unit] for number, unit in parts))
+    seconds = sum((Decimal(number) * _SECONDS[unit] for number, unit in parts), Decimal(0))
+    try:
+        return timedelta(seconds=float(seconds))
+    except OverflowError as error:
+        raise wrong(option, text, "is longer than time is", "Write it like 8h.") from error
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
@@ -66,44 +100,58 @@ def pair(option: str, text: str) -> tuple[str, str]:
     return key, value
 
 
-def env(text: str, plain: bool) -> workload.EnvVar:
-    """`NAME=value`; a name that sounds like a secret is refused unless `plain`."""
+def env(text: str) -> workload.EnvVar:
+    """`NAME=value`."""
     name, value = pair("--env", text)
-    if _SECRET.search(name) and not plain:
+    return workload.EnvVar(name=name, value=value)
+
+
+def must_be_plain(option: str, name: str) -> None:
+    """Refuse the name of an environment variable that sounds like a secret."""
+    if _SECRET.search(name):
         raise wrong(
-            "--env",
+            option,
             f"{name}=…",
             "sounds like a secret, and values are readable by every member and kept for ever",
-            "If it is none, say so with --plain-env.",
+            "If it is none, add --plain-env.",
         )
-    return workload.EnvVar(name=name, value=value)
 
 
 def port(text: str) -> workload.Port:
     """`name:number`, with `/http`, `/grpc` or `/tcp`."""
     body, _, protocol = text.partition("/")
     name, colon, number = body.partition(":")
-    kinds = {
-        "": workload.Port.PROTOCOL_HTTP,
-        "http": workload.Port.PROTOCOL_HTTP,
-        "grpc": workload.Port.PROTOCOL_GRPC,
-        "tcp": workload.Port.PROTOCOL_TCP,
-    }
-    if not colon or not number.isdigit() or protocol not in kinds:
+    good = name and colon and re.fullmatch(r"[0-9]{1,5}", number) and protocol in _PORTS
+    if not good:
         raise wrong(
             "--port", text, "is no NAME:NUMBER[/http|grpc|tcp]", "Write it like jupyter:8888/http."
         )
-    return workload.Port(name=name, number=int(number), protocol=kinds[protocol])
+    return workload.Port(name=name, number=int(number), protocol=_PORTS[protocol])
 
 
 def moment(option: str, text: str) -> datetime:
     """A time as ISO 8601 has it, or a time span ago like `10m`."""
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        if _DURATION.fullmatch(text):
-            return datetime.now(UTC) - duration(option, text)
-        raise wrong(
-            option, text, "is no time", "Write it like 2026-11-24T08:00:00Z, or 10m for ago."
-        ) from None
-    return at.astimezone(UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        if not _DURATION.match(text):
+            raise wrong(
+                option, text, "is no time", "Write it like 2026-11-24T08:00:00Z, or 10m for ago."
+            ) from None
+    try:
+        return datetime.now(UTC) - duration(option, text)
+    except OverflowError as error:
+        raise wrong(option, text, "is before all time", "Write it like 10m.") from error
+
+
+def message(file: Path, empty: Read, example: str) -> Read:
+    """A message from YAML or JSON; `-` is stdin. `example` is a command that prints one."""
+    kind = empty.DESCRIPTOR.name
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        return json_format.ParseDict(yaml.safe_load(text) or {}, empty)
+    except OSError as error:
+        raise wrong("--file", str(file), f"cannot be read ({error.strerror})", example) from error
+    except (ValueError, yaml.YAMLError, json_format.ParseError, AttributeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise wrong("--file", str(file), f"is no {kind} ({said})", example) from error

@@ -5,96 +5,230 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from types import TracebackType
+from typing import Generic, TypeVar, cast
 
 import yaml
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
-Item = TypeVar("Item", bound=Message)
+from fermion.api.workload import v1 as workload
+
+Item = TypeVar("Item")
+Shown = TypeVar("Shown", bound=Message)
+
+# What an answer without a `name` is called by.
+_NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
+# Reasons as people say them; any other one is shown with the sentence that came with it.
+_SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Item]):
+    """One column of a table; a wide one is shown with `-o wide` alone."""
+
+    title: str
+    cell: Callable[[Item], str]
+    wide: bool = False
 
 
 def plain(message: Message) -> dict[str, object]:
-    """A message as JSON has it, with the proto's own field names."""
+    """A message as JSON has it, with the proto's own field names; the same one is always the same."""
     found: dict[str, object] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return _ordered(cast(Descriptor, message.DESCRIPTOR), found)
+
+
+def _ordered(kind: Descriptor, found: dict[str, object]) -> dict[str, object]:
+    """Sort the keys of maps, which come in any order; fields keep the proto's."""
+    for name, value in found.items():
+        field = kind.fields_by_name.get(name)
+        below = field.message_type if field is not None else None
+        if below is None:
+            continue
+        if below.GetOptions().map_entry and isinstance(value, dict):
+            found[name] = dict(sorted(value.items()))
+        elif isinstance(value, dict):
+            found[name] = _ordered(below, value)
+        elif isinstance(value, list):
+            found[name] = [_ordered(below, one) if isinstance(one, dict) else one for one in value]
     return found
+
+
+def name_of(message: Message) -> str:
+    """What a program calls it by."""
+    for field in _NAMES:
+        if field in message.DESCRIPTOR.fields_by_name and getattr(message, field):
+            return str(getattr(message, field))
+    user = getattr(message, "user", None)
+    return name_of(user) if isinstance(user, Message) else ""
+
+
+def to_json(found: object) -> str:
+    """JSON as every command prints it."""
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def to_yaml(found: object) -> str:
+    """YAML as every command prints it."""
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    return text.rstrip("\n")
 
 
 def one(message: Message, output: str, text: Callable[[], str]) -> None:
     """Print one thing."""
     match output:
         case "json":
-            print(json.dumps(plain(message), indent=2, ensure_ascii=False))
+            print(to_json(plain(message)))
         case "yaml":
-            print(yaml.safe_dump(plain(message), sort_keys=False, allow_unicode=True), end="")
+            print(to_yaml(plain(message)))
         case "name":
-            print(getattr(message, "name", ""))
+            print(name_of(message))
         case _:
             print(text())
 
 
 def many(
-    items: Iterable[Item],
-    output: str,
-    columns: Sequence[str],
-    cells: Callable[[Item], Sequence[str]],
-    nothing: str,
+    items: Iterable[Shown], output: str, columns: Sequence[Column[Shown]], nothing: str
 ) -> None:
     """Print a list; a table where somebody reads it, the messages where a program does."""
     found = list(items)
     match output:
         case "json":
-            print(json.dumps([plain(item) for item in found], indent=2, ensure_ascii=False))
+            print(to_json([plain(item) for item in found]))
         case "yaml":
-            text = yaml.safe_dump(
-                [plain(item) for item in found], sort_keys=False, allow_unicode=True
-            )
-            print(text, end="")
+            print(to_yaml([plain(item) for item in found]))
         case "name":
             for item in found:
-                print(getattr(item, "name", ""))
+                print(name_of(item))
+        case _ if not found:
+            print(nothing, file=sys.stderr)
         case _:
-            if not found:
-                print(nothing, file=sys.stderr)
-                return
-            table(columns, [cells(item) for item in found])
+            chosen = chosen_of(columns, output)
+            table(
+                [column.title for column in chosen],
+                [[column.cell(item) for column in chosen] for item in found],
+            )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; plain columns in a pipe."""
+def chosen_of(columns: Sequence[Column[Item]], output: str) -> list[Column[Item]]:
+    """The columns that this output shows."""
+    return [column for column in columns if output == "wide" or not column.wide]
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on a terminal, and plain columns in a pipe, however long they are."""
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(_drawn(titles, rows))
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _drawn(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for title in titles:
+        made.add_column(title, overflow="fold")
     for row in rows:
         made.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(made)
+    return made
 
 
-def line(message: Message, output: str, text: str) -> None:
-    """Print one row of something that goes on, at once."""
-    if output in ("json", "yaml"):
-        text = json.dumps(plain(message), ensure_ascii=False)
-    elif output == "name":
-        text = str(getattr(message, "name", ""))
-    print(text, flush=True)
+class Board(Generic[Shown]):
+    """
+    Follows things that change: a table that redraws on a terminal, one row a change in a pipe.
+
+    In JSON each change is a line, in YAML a document, as `name` a name.
+    """
+
+    def __init__(self, columns: Sequence[Column[Shown]], output: str) -> None:
+        self._columns = chosen_of(columns, output)
+        self._output = output
+        self._rows: dict[str, Sequence[str]] = {}
+        self._live: Live | None = None
+        if output in ("table", "wide") and sys.stdout.isatty():
+            self._live = Live(console=Console(highlight=False, markup=False), auto_refresh=False)
+
+    def __enter__(self) -> Board[Shown]:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def put(self, change: str, item: Shown, gone: bool) -> None:
+        """Show a change of one thing."""
+        match self._output:
+            case "json":
+                print(json.dumps(plain(item), ensure_ascii=False), flush=True)
+            case "yaml":
+                print(f"---\n{to_yaml(plain(item))}", flush=True)
+            case "name":
+                print(name_of(item), flush=True)
+            case _ if self._live is None:
+                cells = [short(name_of(item))] if gone else [c.cell(item) for c in self._columns]
+                print(f"{change.lower():<8}  {'  '.join(cells)}", flush=True)
+            case _:
+                if gone:
+                    self._rows.pop(name_of(item), None)
+                else:
+                    self._rows[name_of(item)] = [column.cell(item) for column in self._columns]
+                titles = [column.title for column in self._columns]
+                self._live.update(_drawn(titles, self._rows.values()), refresh=True)
+
+
+def details(pairs_: Iterable[tuple[str, str]]) -> str:
+    """One fact a line, where there is one to tell."""
+    return "\n".join(f"  {title:<14}{value}" for title, value in pairs_ if value and value != "-")
 
 
 def short(name: str) -> str:
-    """The last part of a resource name, or of an enum's value."""
+    """The last part of a resource name."""
     return name.rsplit("/", 1)[-1]
 
 
 def enum(name: str) -> str:
     """STATE_RUNNING as RUNNING."""
     return name.split("_", 1)[-1]
+
+
+def sentence(reason: workload.Reason) -> str:
+    """A reason as people say it; empty where there is none."""
+    if not reason.code:
+        return ""
+    said = reason.message.rstrip(".") or reason.code
+    return _SENTENCES.get(reason.code, said[:1].lower() + said[1:])
+
+
+def cores(milli: int) -> str:
+    """Thousandths as a number."""
+    return f"{milli / 1000:g}"
+
+
+def size(number: int) -> str:
+    """Bytes, in the largest unit that they fill."""
+    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if number >= length:
+            return f"{number / length:.4g} {unit}"
+    return str(number)
 
 
 def age(stamp: Timestamp) -> str:
@@ -108,8 +242,20 @@ def age(stamp: Timestamp) -> str:
     return f"{max(0, seconds)}s"
 
 
+def span(duration: Duration) -> str:
+    """A time span as `read.duration` reads it."""
+    left, text = duration.ToSeconds(), ""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if left >= length:
+            text += f"{left // length}{unit}"
+            left %= length
+    return text or "0s"
+
+
 def moment(stamp: Timestamp) -> str:
-    """A time of day, with milliseconds."""
+    """A time of this machine's zone, to the millisecond."""
+    if not stamp.seconds:
+        return "-"
     at = stamp.ToDatetime(tzinfo=UTC).astimezone()
     return at.isoformat(sep=" ", timespec="milliseconds")
 

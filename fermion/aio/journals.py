@@ -1,0 +1,139 @@
+"""Facts, and what an operator does about those who read them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fermion.api.journal import v1 as api
+from fermion.api.journal.v1 import service_pb2_grpc as stubs
+
+if TYPE_CHECKING:
+    from fermion.aio.client import AsyncLine
+
+# Services that have a journal, in the order of the walk of a call.
+SERVICES = ("projects", "instances", "scheduler")
+
+
+class Journals:
+    """The journals of the platform; each is asked for where its service answers."""
+
+    def __init__(self, lines: Callable[[str], AsyncLine]) -> None:
+        self._lines = {service: lines(service) for service in SERVICES}
+        self._stubs = {
+            service: stubs.JournalServiceStub(line.channel) for service, line in self._lines.items()
+        }
+        # One process answers for all of its journals, so each address is asked once.
+        places = {line.place.address: service for service, line in self._lines.items()}
+        self._owners = sorted(places.values(), key=SERVICES.index)
+
+    async def read(
+        self, journal: str, project: str = "", after: int = 0
+    ) -> AsyncIterator[api.Record]:
+        """Facts of a journal up to its head; of one project, after its own count, where given."""
+        request = api.ReadLogRequest(
+            journal=journal, project=f"projects/{project}" if project else "", after=after
+        )
+        service = _service(journal)
+        follow = self._lines[service].follow
+        async for page in follow(self._stubs[service].ReadLog, request, _go_on):
+            for record in page.records:
+                yield record
+
+    async def head(self, journal: str, project: str = "") -> int:
+        """The last position of a journal, or of one project in it."""
+        request = api.ReadLogRequest(
+            journal=journal, project=f"projects/{project}" if project else "", limit=1
+        )
+        service = _service(journal)
+        found = 0
+        follow = self._lines[service].follow
+        async for page in follow(self._stubs[service].ReadLog, request, _stay):
+            found = page.head
+        return found
+
+    async def facts(self, journal: str, project: str, stream: str) -> Sequence[api.Record]:
+        """All facts of one stream."""
+        service = _service(journal)
+        request = api.ListFactsRequest(
+            journal=journal, project=f"projects/{project}", stream=stream
+        )
+        found: list[api.Record] = []
+        while True:
+            page = await self._lines[service].ask(self._stubs[service].ListFacts, request)
+            if not page.records:
+                return found
+            found += page.records
+            request.after_version = found[-1].version
+
+    async def status(self) -> Sequence[api.JournalStatus]:
+        """Heads, relays and readers."""
+        found: list[api.JournalStatus] = []
+        for service in self._owners:
+            answer = await self._lines[service].ask(
+                self._stubs[service].GetJournal, api.GetJournalRequest()
+            )
+            found += answer.journals
+        return found
+
+    async def audit(self) -> Sequence[api.AuditCheck]:
+        """Every equality, counted anew."""
+        found: list[api.AuditCheck] = []
+        for service in self._owners:
+            answer = await self._lines[service].ask(
+                self._stubs[service].AuditJournal, api.AuditJournalRequest()
+            )
+            found += answer.checks
+        return found
+
+    async def parked(self) -> Sequence[api.ParkedFact]:
+        """What readers could not use."""
+        found: list[api.ParkedFact] = []
+        for service in self._owners:
+            answer = await self._lines[service].ask(
+                self._stubs[service].ListParkedFacts, api.ListParkedFactsRequest()
+            )
+            found += answer.facts
+        return found
+
+    async def rebuild(self, journal: str) -> api.RebuildProjectionResponse:
+        """Fold a read model from zero, compare it, and swap it in."""
+        service = _service(journal)
+        request = api.RebuildProjectionRequest(journal=journal)
+        return await self._lines[service].ask(self._stubs[service].RebuildProjection, request)
+
+    async def retry(self, reader: str, stream: str) -> api.RetryParkedFactsResponse:
+        """Handle a parked stream again."""
+        service = _service(reader)
+        request = api.RetryParkedFactsRequest(reader=reader, stream=stream)
+        return await self._lines[service].ask(self._stubs[service].RetryParkedFacts, request)
+
+    async def skip(self, reader: str, journal: str, position: int, reason: str) -> None:
+        """Give one parked fact up for good."""
+        service = _service(reader)
+        request = api.SkipParkedFactRequest(
+            reader=reader, journal=journal, position=position, reason=reason
+        )
+        await self._lines[service].ask(self._stubs[service].SkipParkedFact, request)
+
+    async def resume(self, reader: str, journal: str) -> None:
+        """Let a halted reader go on."""
+        service = _service(reader)
+        request = api.ResumeReaderRequest(reader=reader, journal=journal)
+        await self._lines[service].ask(self._stubs[service].ResumeReader, request)
+
+
+def _service(name: str) -> str:
+    """The service that a journal or a reader belongs to; the first one where there is none such."""
+    service = name.split("/", 1)[0]
+    return service if service in SERVICES else SERVICES[0]
+
+
+def _go_on(request: api.ReadLogRequest, page: api.ReadLogResponse) -> None:
+    if page.records:
+        last = page.records[-1]
+        request.after = last.project_position if request.project else last.position
+
+
+def _stay(request: api.ReadLogRequest, page: api.ReadLogResponse) -> None:
+    del request, page

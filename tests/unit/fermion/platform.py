@@ -1,0 +1,212 @@
+"""A platform of a few lines behind a real gRPC server: it keeps what it was sent, and answers as told."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Event
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from fermion.api.instances import v1 as api
+from fermion.api.instances.v1 import service_pb2_grpc as instances_grpc
+from fermion.api.journal import v1 as journal
+from fermion.api.journal.v1 import service_pb2_grpc as journal_grpc
+from fermion.api.projects import v1 as projects
+from fermion.api.projects.v1 import service_pb2_grpc as projects_grpc
+
+Turn = Callable[[grpc.ServicerContext], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call brought."""
+
+    method: str
+    request: Message
+    metadata: dict[str, str]
+
+
+@dataclass
+class Platform:
+    """What it knows, what it was asked, and what comes before its next answers."""
+
+    address: str = ""
+    calls: list[Call] = field(default_factory=list)
+    turns: deque[Turn] = field(default_factory=deque)
+    instances: dict[str, api.Instance] = field(default_factory=dict)
+    # Streams of WatchInstances, in order; a stream that is followed by another one breaks.
+    watches: deque[list[api.WatchInstancesResponse]] = field(default_factory=deque)
+    position: int = 0
+
+    def take(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
+        """Keep a call, and do what comes before its answer."""
+        kept = type(request)()
+        kept.CopyFrom(request)
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        self.calls.append(Call(method, kept, metadata))
+        if self.turns:
+            self.turns.popleft()(context)
+
+    def sent(self, method: str) -> list[Call]:
+        """The calls of one method."""
+        return [call for call in self.calls if call.method == method]
+
+
+def refuse(
+    code: int,
+    reason: str,
+    message: str = "No.",
+    *,
+    violations: tuple[tuple[str, str], ...] = (),
+    retry_seconds: float = 0.0,
+    **arguments: str,
+) -> Turn:
+    """Answer a refusal as the platform writes it."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason, domain="fermion", metadata=arguments),
+        error_details_pb2.RequestInfo(request_id="req-1"),
+    ]
+    if retry_seconds:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(retry_seconds * 1000))
+        details.append(retry)
+    if violations:
+        bad = error_details_pb2.BadRequest()
+        for path, rule in violations:
+            bad.field_violations.add(field=path, description=rule)
+        details.append(bad)
+    status = status_pb2.Status(code=code, message=message)
+    for detail in details:
+        status.details.add().Pack(detail)
+
+    def turn(context: grpc.ServicerContext) -> None:
+        context.abort_with_status(rpc_status.to_status(status))
+
+    return turn
+
+
+def busy(context: grpc.ServicerContext) -> None:
+    """Break off as a connection does, without a word of the platform's."""
+    context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+
+def later(reason: str) -> Turn:
+    """Answer that it did nothing, and may do it in a moment."""
+    return refuse(code_pb2.UNAVAILABLE, reason, retry_seconds=0.01)
+
+
+class Instances(instances_grpc.InstanceServiceServicer):
+    """Instances that are what they were made as."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def CreateInstance(
+        self, request: api.CreateInstanceRequest, context: grpc.ServicerContext
+    ) -> api.CreateInstanceResponse:
+        platform = self._platform
+        platform.take("CreateInstance", request, context)
+        made = api.Instance()
+        made.CopyFrom(request.instance)
+        made.name = f"{request.parent}/instances/{request.instance_id}"
+        made.uid = "inst_1"
+        made.status.state = api.STATE_PENDING
+        if not request.validate_only:
+            platform.instances[made.name] = made
+            platform.position += 3
+            at = ("fermion-position", f"instances/0={platform.position}")
+            context.set_trailing_metadata((at,))
+        return api.CreateInstanceResponse(instance=made)
+
+    def GetInstance(
+        self, request: api.GetInstanceRequest, context: grpc.ServicerContext
+    ) -> api.GetInstanceResponse:
+        self._platform.take("GetInstance", request, context)
+        found = self._platform.instances.get(request.name)
+        if found is None:
+            missing = f"There is no {request.name}."
+            refuse(code_pb2.NOT_FOUND, "INSTANCE_NOT_FOUND", missing, instance=request.name)(
+                context
+            )
+        return api.GetInstanceResponse(instance=found)
+
+    def ListInstances(
+        self, request: api.ListInstancesRequest, context: grpc.ServicerContext
+    ) -> api.ListInstancesResponse:
+        self._platform.take("ListInstances", request, context)
+        names = sorted(self._platform.instances)
+        place = int(request.page_token or 0)
+        # Two a page, so that a list has more than one.
+        page = [self._platform.instances[name] for name in names[place : place + 2]]
+        token = str(place + 2) if place + 2 < len(names) else ""
+        return api.ListInstancesResponse(instances=page, next_page_token=token)
+
+    def WatchInstances(
+        self, request: api.WatchInstancesRequest, context: grpc.ServicerContext
+    ) -> Iterator[api.WatchInstancesResponse]:
+        self._platform.take("WatchInstances", request, context)
+        yield from self._platform.watches.popleft()
+        if self._platform.watches:
+            busy(context)
+        # The last one stays open, as a watch does, until its caller is gone.
+        gone = Event()
+        context.add_callback(gone.set)
+        gone.wait()
+
+
+class Users(projects_grpc.UserServiceServicer):
+    """One user."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def WhoAmI(
+        self, request: projects.WhoAmIRequest, context: grpc.ServicerContext
+    ) -> projects.WhoAmIResponse:
+        self._platform.take("WhoAmI", request, context)
+        return projects.WhoAmIResponse(user=projects.User(name="users/ada", uid="user_1"))
+
+
+class Journals(journal_grpc.JournalServiceServicer):
+    """One journal, whose reader may be halted."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def GetJournal(
+        self, request: journal.GetJournalRequest, context: grpc.ServicerContext
+    ) -> journal.GetJournalResponse:
+        self._platform.take("GetJournal", request, context)
+        reader = journal.ReaderProgress(reader="a/b", journal="b/0", position=3)
+        found = journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])
+        return journal.GetJournalResponse(journals=[found])
+
+    def ResumeReader(
+        self, request: journal.ResumeReaderRequest, context: grpc.ServicerContext
+    ) -> journal.ResumeReaderResponse:
+        self._platform.take("ResumeReader", request, context)
+        return journal.ResumeReaderResponse()
+
+
+@pytest.fixture
+def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Platform]:
+    """A platform that runs, and an environment that knows nothing but an empty state folder."""
+    for name in ("FERMION_CONTEXT", "FERMION_ADDRESS", "FERMION_TOKEN", "TRACEPARENT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FERMION_HOME", str(tmp_path))
+    found = Platform()
+    server = grpc.server(ThreadPoolExecutor(8))
+    instances_grpc.add_InstanceServiceServicer_to_server(Instances(found), server)
+    projects_grpc.add_UserServiceServicer_to_server(Users(found), server)
+    journal_grpc.add_JournalServiceServicer_to_server(Journals(found), server)
+    found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield found
+    server.stop(None).wait()

@@ -1,0 +1,269 @@
+"""Commands as people and programs run them, against a platform of a few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from google.rpc import code_pb2
+
+from fermion.api.instances import v1 as api
+from fermion.api.workload import v1 as workload
+from fermion.cli import COMMANDS, overview, run
+from fermion.cli.app import app, prepared
+from fermion.context import Contexts
+from tests.unit.fermion.platform import Platform, refuse
+
+LAB = "projects/acme/instances/lab"
+
+
+@pytest.fixture
+def lab(platform: Platform, tmp_path: Path) -> Platform:
+    """A platform that the current context is about, with one instance."""
+    token = tmp_path / "jwt"
+    token.write_text("jwt")
+    Contexts().set("local", address=platform.address, token_file=str(token), project="acme")
+    platform.instances[LAB] = api.Instance(
+        name=LAB,
+        uid="inst_1",
+        labels={"team": "vision", "a": "b"},
+        spec=api.Spec(
+            kind=api.KIND_NOTEBOOK,
+            resources=api.Resources(gpu_milli=500, cpu_milli=4000, memory_bytes=16 * 2**30),
+        ),
+        status=api.Status(
+            state=api.STATE_PENDING,
+            phase=api.PHASE_QUEUED,
+            reason=workload.Reason(code="NO_CLUSTER", message="No cluster is enrolled."),
+            attempt=1,
+        ),
+    )
+    return platform
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_the_overview_names_every_command_and_every_exit_code() -> None:
+    text = overview()
+    assert all(f"  {name} " in text for name, _, _ in COMMANDS)
+    assert all(f"{code} " in text for code in (*range(8), 130))
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in COMMANDS])
+def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app([name, "--help"], exit_on_error=False, result_action="return_value") is None
+    assert name in told(capsys)
+
+
+def test_a_list_is_a_table_that_says_why(lab: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["instances", "list"]) == 0
+    head, row = told(capsys).splitlines()
+    assert head.split() == ["NAME", "KIND", "STATE", "WHY", "GPU", "CPU", "MEMORY", "AGE"]
+    assert row.startswith(
+        "lab   notebook  PENDING  queued: no cluster is enrolled  0.5  4    16 GiB"
+    )
+
+
+def test_wide_shows_more(lab: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["instances", "list", "-o", "wide"]) == 0
+    assert "a=b,team=vision" in told(capsys)
+
+
+def test_json_is_the_message_and_nothing_else(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["instances", "get", "lab", "-o", "json"]) == 0
+    text = told(capsys)
+    found = json.loads(text)
+    assert found["name"] == LAB
+    assert found["status"]["state"] == "STATE_PENDING"
+    assert text.index('"a"') < text.index('"team"')
+    assert run(["instances", "list", "-o", "json"]) == 0
+    assert json.loads(told(capsys)) == [found]
+
+
+def test_yaml_says_the_same(lab: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["instances", "get", "lab", "-o", "json"]) == 0
+    as_json = json.loads(told(capsys))
+    assert run(["instances", "get", "lab", "-o", "yaml"]) == 0
+    assert yaml.safe_load(told(capsys)) == as_json
+
+
+def test_name_prints_names(lab: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["instances", "list", "-o", "name"]) == 0
+    assert told(capsys) == f"{LAB}\n"
+
+
+def test_an_empty_list_leaves_stdout_to_programs(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.instances.clear()
+    assert run(["instances", "list"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "fermion instances create" in printed.err
+    assert run(["instances", "list", "-o", "json"]) == 0
+    assert json.loads(told(capsys)) == []
+
+
+def test_a_full_name_needs_no_project(lab: Platform, capsys: pytest.CaptureFixture[str]) -> None:
+    other = "projects/other/instances/dev-1"
+    lab.instances[other] = api.Instance(name=other)
+    assert run(["instances", "get", other, "-o", "name"]) == 0
+    assert told(capsys) == f"{other}\n"
+
+
+def test_what_stands_behind_two_dashes_is_the_start_command(lab: Platform) -> None:
+    words = ["instances", "create", "own", "--kind", "custom", "--image", "x"]
+    assert run([*words, "--", "python", "-m", "x", "--debug", "-o", "", "--"]) == 0
+    sent = lab.sent("CreateInstance")[0].request
+    assert isinstance(sent, api.CreateInstanceRequest)
+    assert list(sent.instance.spec.command) == ["python", "-m", "x", "--debug", "-o", "", "--"]
+
+
+def test_debug_is_ours_only_before_two_dashes() -> None:
+    assert prepared(["--debug", "whoami"]) == (True, ["whoami"])
+    assert prepared(["instances", "create", "a", "--", "b", "--debug"]) == (
+        False,
+        ["instances", "create", "a", "--command=b", "--command=--debug"],
+    )
+    assert prepared(["whoami", "--", "b"]) == (False, ["whoami", "--", "b"])
+
+
+def test_a_word_too_many_is_no_start_command(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["instances", "create", "own", "sleep", "60", "--kind", "custom"]) == 2
+    assert "-- sleep 60" in capsys.readouterr().err
+    assert not lab.sent("CreateInstance")
+
+
+def test_a_dry_run_shows_the_plan_and_says_so_to_the_platform(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["instances", "create", "own", "--kind", "notebook", "--dry-run"]) == 0
+    assert "would be created" in told(capsys)
+    sent = lab.sent("CreateInstance")[0].request
+    assert isinstance(sent, api.CreateInstanceRequest)
+    assert sent.validate_only
+
+
+def test_the_next_command_reads_what_this_one_wrote(lab: Platform) -> None:
+    assert run(["instances", "create", "own", "--kind", "notebook"]) == 0
+    assert run(["instances", "list"]) == 0
+    assert lab.sent("ListInstances")[0].metadata["fermion-after"] == "instances/0=3"
+
+
+def test_a_name_that_is_nearly_right_is_recognised(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["instances", "get", "lap"]) == 3
+    assert "Did you mean lab?" in capsys.readouterr().err
+
+
+def test_a_command_that_is_nearly_right_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["instnces", "list"]) == 2
+    assert "instances" in capsys.readouterr().err
+    assert run(["instances", "lst"]) == 2
+    assert 'Did you mean "list"?' in capsys.readouterr().err
+
+
+def test_a_missing_project_says_how_to_say_one(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts = Contexts()
+    contexts.known["local"].pop("project")
+    contexts.save()
+    assert run(["instances", "list"]) == 2
+    assert "fermion projects use PROJECT" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_named_with_what_to_do(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Contexts().set("local", address="127.0.0.1:1", project="acme")
+    assert run(["instances", "list"]) == 6
+    printed = capsys.readouterr().err
+    assert "Nothing answers at 127.0.0.1:1." in printed
+    assert "fermion up" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_traceback_is_shown_only_when_it_is_asked_for(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["instances", "get", "lap"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+    assert run(["instances", "get", "lap", "--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_waiting_for_a_workload_that_fails_exits_with_seven(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = api.Instance(name=f"{LAB}-2", status=api.Status(state=api.STATE_FAILED))
+    lab.watches.append([api.WatchInstancesResponse(change=2, instance=failed)])
+    words = ["instances", "create", "lab-2", "--kind", "notebook", "--wait", "running"]
+    assert run(words) == 7
+    assert "failed" in capsys.readouterr().err
+
+
+def test_a_watch_in_a_pipe_is_a_row_a_change(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.watches.append(
+        [
+            api.WatchInstancesResponse(change=1, instance=lab.instances[LAB]),
+            api.WatchInstancesResponse(change=4, resume_token="t"),
+            api.WatchInstancesResponse(change=3, instance=api.Instance(name=LAB)),
+        ]
+    )
+    lab.watches.append([])
+    # The stream that goes on is refused, so that the command ends.
+    lab.turns.extend([lambda _: None, refuse(code_pb2.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED")])
+    assert run(["instances", "watch"]) == 5
+    first, second = told(capsys).splitlines()
+    assert first.startswith("initial   lab  notebook  PENDING  queued: no cluster is enrolled")
+    assert second == "deleted   lab"
+
+
+def test_status_shows_how_far_readers_are(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status"]) == 0
+    printed = told(capsys)
+    assert f"answers at {lab.address}" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("a/b"))
+    assert row.split() == ["a/b", "b/0", "2", "0", "ok"]
+
+
+def test_contexts_are_set_used_and_deleted(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["contexts", "set", "prod"]) == 2
+    assert run(["contexts", "set", "prod", "--address", "nowhere"]) == 2
+    assert run(["contexts", "set", "prod", "--address", "prod:1", "-p", "acme"]) == 0
+    assert run(["contexts", "use", "prd"]) == 3
+    assert run(["contexts", "use", "prod"]) == 0
+    capsys.readouterr()
+    assert run(["contexts", "list", "-o", "json"]) == 0
+    shown = {one["name"]: one["current"] for one in json.loads(told(capsys))}
+    assert shown == {"local": False, "prod": True}
+    assert run(["contexts", "delete", "prod"]) == 0
+    assert Contexts().current == "local"
+
+
+def test_the_version_is_told_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version", "-o", "json"]) == 0
+    assert set(json.loads(told(capsys))) == {"fermion", "python", "grpcio", "protobuf"}
+
+
+def test_the_shell_is_offered_living_names(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["__complete", "instances", "get", ""]) == 0
+    assert "lab" in told(capsys).splitlines()
