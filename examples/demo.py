@@ -468,7 +468,8 @@ def proofs(story: Story, platform: Platform) -> None:
         int(str(row["head"])) for row in rows(journals) if row.get("journal") == "instances/0"
     )
     print(
-        f"  a subscriber on NATS read {len(positions)} facts of instances/0, {len(places)} of {PROJECT}: {dict(types.most_common(5))}"
+        f"  a subscriber on NATS read {len(positions)} facts of instances/0, "
+        f"{len(places)} of {PROJECT}: {dict(types.most_common(5))}"
     )
     story.check(
         "its positions are 1..N, each once, and N is the journal's head",

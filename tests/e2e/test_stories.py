@@ -172,7 +172,8 @@ def test_output_is_for_people_and_for_programs(stage: Stage, project: str) -> No
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(stage: Stage, project: str) -> None:
     plan = stage.ok("instances", "create", "dry", "--kind", "notebook", "--dry-run", "-p", project)
-    assert "would be declared" in plan.out
+    assert "jupyterlab" in plan.out
+    assert "price" in plan.out
     assert stage.ok("instances", "list", "-p", project, "-o", "json").json() == []
 
 
