@@ -162,8 +162,13 @@ def _wordless(code: grpc.StatusCode, text: str, address: str, request_id: str) -
             next_step="Ask again with a longer timeout; `fermion doctor` looks for the cause.",
             request_id=request_id,
         )
+    elsewhere = (
+        "Does the service answer elsewhere? `fermion contexts set NAME --service-address "
+        "SERVICE=HOST:PORT` says where; or client and platform are of different versions."
+    )
     return _class(code, "")(
         f"{address} answers {code.name}: {text}" if text else f"{address} answers {code.name}.",
         reason=code.name,
+        next_step=elsewhere if code is grpc.StatusCode.UNIMPLEMENTED else "",
         request_id=request_id,
     )

@@ -163,7 +163,7 @@ def rebuild(name: str, /, *, options: Options = Options()) -> int:
         done = client.journals.rebuild(name)
     same = done.live_hash == done.rebuilt_hash
     verdict = "the same as before" if same else "NOT the same as before; the new one is in place"
-    show.one(done, options.output, lambda: f"{name}: {done.folded} facts folded, {verdict}.")
+    show.one(done, options.output, lambda: f"{name}: {done.folded} facts folded, {verdict}")
     return 0 if same else 1
 
 

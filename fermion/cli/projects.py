@@ -171,4 +171,4 @@ def use(project: ProjectName, /, *, options: Options = Options()) -> None:
             )
         client.projects.get(_id(project))
         Contexts().set(client.context.name, project=_id(project))
-        print(f"Using project {_id(project)} in context {client.context.name}.")
+        print(f"Using project {_id(project)}.")

@@ -79,7 +79,11 @@ class Wish:
     description: Annotated[str | None, Parameter(help="Free text.")] = None
     file: Annotated[
         Path | None,
-        Parameter(name=["--file", "-f"], help="YAML of an Instance, - for stdin; options win."),
+        Parameter(
+            name=["--file", "-f"],
+            help="YAML of an Instance, - for stdin; options win.",
+            allow_leading_hyphen=True,
+        ),
     ] = None
 
 

@@ -55,7 +55,12 @@ def get(name: TemplateName, /, *, options: Options = Options()) -> None:
 def set_(
     *,
     file: Annotated[
-        Path, Parameter(name=["--file", "-f"], help="YAML of a Template, - for stdin.")
+        Path,
+        Parameter(
+            name=["--file", "-f"],
+            help="YAML of a Template, - for stdin.",
+            allow_leading_hyphen=True,
+        ),
     ],
     etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
     options: Options = Options(),

@@ -104,8 +104,9 @@ def settle(stage: Stage) -> None:
         answer = stage.cli("status", "-o", "json")
         if answer.code != 0:
             return False
-        journals = answer.json()
-        assert isinstance(journals, list)
+        told = answer.json()
+        assert isinstance(told, dict)
+        journals = told["journals"]
         heads = {one["journal"]: int(one["head"]) for one in journals}
         positions = [
             (reader["journal"], int(reader.get("position", 0)))

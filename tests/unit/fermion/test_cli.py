@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -150,6 +151,18 @@ def test_a_dry_run_shows_the_plan_and_says_so_to_the_platform(
     sent = lab.sent("CreateInstance")[0].request
     assert isinstance(sent, api.CreateInstanceRequest)
     assert sent.validate_only
+
+
+def test_a_file_may_come_by_stdin_and_bring_the_name(
+    lab: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "name: projects/acme/instances/own\nspec: {kind: KIND_CUSTOM, image: host}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert run(["instances", "create", "-f", "-", "--image", "other", "-o", "name"]) == 0
+    assert told(capsys) == "projects/acme/instances/own\n"
+    sent = lab.sent("CreateInstance")[0].request
+    assert isinstance(sent, api.CreateInstanceRequest)
+    assert (sent.instance.spec.kind, sent.instance.spec.image) == (api.KIND_CUSTOM, "other")
 
 
 def test_the_next_command_reads_what_this_one_wrote(lab: Platform) -> None:
