@@ -230,6 +230,11 @@ class Callers:
             user=caller.uid,
         )
 
+    def project_uid(self, project: str) -> str | None:
+        """The uid of a project that is there; None where there is none, or none any more."""
+        known = self.directory.projects.get(project)
+        return None if known is None else known.uid
+
     def role(self, user_uid: str, project: str) -> int:
         """The role of a user in a project; unspecified where there is none."""
         known = self.directory.projects.get(project)

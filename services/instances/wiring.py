@@ -23,7 +23,12 @@ from services.instances.spec import PREFIX
 def wire(kernel: Kernel[Settings]) -> Wired:
     """Put the rooms together."""
     servicer = InstanceServicer(
-        kernel.journal, kernel.database, kernel.queries, kernel.clock, kernel.settings
+        kernel.journal,
+        kernel.database,
+        kernel.queries,
+        kernel.clock,
+        kernel.callers,
+        kernel.settings,
     )
 
     async def begin() -> None:

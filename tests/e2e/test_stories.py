@@ -298,3 +298,8 @@ def test_two_processes_of_each_service_do_no_work_twice(
         for kind in ("InstanceCreated", "WorkloadDeclared", "WorkloadQueued", "InstanceQueued"):
             assert types.count(kind) == 10, kind
         stage.audit()
+
+
+def test_nothing_is_created_in_a_project_that_is_not_there(stage: Stage) -> None:
+    refused = stage.cli("instances", "create", "ghost", "--kind", "notebook", "-p", "nosuch")
+    assert (refused.code, "PROJECT_NOT_FOUND" in refused.err) == (3, True), refused

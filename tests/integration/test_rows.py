@@ -19,9 +19,13 @@ from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from services.instances import aggregate as instances
 from services.instances import projection as instance_rows
+from services.projects import aggregate as projects
+from services.projects import projection as project_rows
 from services.scheduler import aggregate as scheduler
 from services.scheduler import projection as queue_rows
 from tests.unit.services.instances.life import HISTORIES, UID, Life
+from tests.unit.services.projects.life import LIVES, PEOPLE, PROJECT
+from tests.unit.services.projects.life import Life as ProjectLife
 from tests.unit.services.scheduler.test_aggregate import DECISIONS, Decide, told
 
 Run = Callable[[Coroutine[None, None, list[Record]]], list[Record]]
@@ -39,6 +43,8 @@ class Rows:
 
     async def _open(self, folder: Path) -> None:
         await self._database.open(pool_size=1)
+        if (folder.parent / "state").is_dir():
+            await migrate(self._database, folder.parent / "state", self._database.schema)
         await migrate(self._database, folder, self._database.rows_schema)
 
     def after(self, writes: Sequence[Write], read: str, *arguments: object) -> list[Record]:
@@ -73,6 +79,13 @@ def instance_table(postgres_server: Postgres) -> Iterator[Rows]:
 @pytest.fixture(scope="module")
 def queue_table(postgres_server: Postgres) -> Iterator[Rows]:
     rows = Rows(postgres_server, Path(queue_rows.__file__))
+    yield rows
+    rows.close()
+
+
+@pytest.fixture(scope="module")
+def project_table(postgres_server: Postgres) -> Iterator[Rows]:
+    rows = Rows(postgres_server, Path(project_rows.__file__))
     yield rows
     rows.close()
 
@@ -117,3 +130,27 @@ def test_the_queues_row_shows_what_its_facts_show(
     entry = scheduler.fold(records)
     expected = [scheduler.view(entry)] if entry.waits else []
     assert [queue_rows.resource(row) for row in rows] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=LIVES)
+def test_a_projects_row_shows_what_its_facts_show(project_table: Rows, life: ProjectLife) -> None:
+    writes = writes_of(project_rows.project, life.history.records)
+    rows = project_table.after(writes, "find_projects", [PROJECT], None)
+    project = life.project
+    expected = [] if project.deleted else [projects.view(project)]
+    assert [project_rows.resource(row) for row in rows] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=LIVES)
+def test_the_members_rows_show_the_roles_of_those_who_are_there(
+    project_table: Rows, life: ProjectLife
+) -> None:
+    writes = writes_of(project_rows.project, life.history.records)
+    rows = project_table.after(writes, "list_members", "one", "", 100)
+    project = life.project
+    there = {uid for uid in PEOPLE if life.user(uid).uid and not life.user(uid).deleted}
+    # A role outlives its user in the project's facts, and is not shown.
+    expected = {} if project.deleted else {u: r for u, r in project.members.items() if u in there}
+    assert {row["user_uid"]: row["role"] for row in rows} == expected
