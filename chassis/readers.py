@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf.message import Message
 
 from chassis.commit import execute_writes
 from chassis.envelope import Meta, Recorded, Registry, from_record, to_record
-from chassis.feed import Feed, NewLineage
+from chassis.feed import PAGE_MAX, Feed, NewLineage
 from chassis.journal import (
     Advance,
     Command,
@@ -41,6 +41,10 @@ from fermion.api.journal import v1 as api
 
 # How often `reached` looks where the reader runs in another process.
 REACHED_POLL_SECONDS = 0.05
+# So long facts that are only counted wait for more of them.
+LINGER_SECONDS = 0.05
+# So often an idle reader looks whether its parking was emptied by another process.
+LEARN_SECONDS = 1.0
 AGAIN_SECONDS = 0.2
 HALTED_SECONDS = 1.0
 ATTEMPTS_MAX = 5
@@ -228,6 +232,8 @@ class Reader:
         self._lease = lease
         self._registry = registry
         self._moved = asyncio.Event()
+        # Somebody waits for what is gathered.
+        self._hurried = asyncio.Event()
         self._key = (consumer.name, feed.journal)
 
     @property
@@ -262,6 +268,7 @@ class Reader:
             left = deadline - loop.time()
             if left <= 0:
                 return False
+            self._hurried.set()
             try:
                 async with asyncio.timeout(min(left, REACHED_POLL_SECONDS)):
                     await event.wait()
@@ -312,20 +319,80 @@ class Reader:
         await self._learn_parked()
         await self._retry_unknown()
         try:
-            async with aclosing(
-                self.feed.pages(at.position, at.epoch if at.position else 0)
-            ) as pages:
-                async for page in pages:
+            loop, again = asyncio.get_running_loop(), 0.0
+            feed = self.feed.pages(at.position, at.epoch if at.position else 0)
+            async with aclosing(feed) as pages, aclosing(self._gathered(pages)) as gathered:
+                async for page in gathered:
                     if self._lease.held() is None:
                         return
                     if page:
                         await self._handle(page)
-                    else:
+                    elif loop.time() >= again:
+                        # Another process may have emptied the parking meanwhile.
+                        again = loop.time() + LEARN_SECONDS
                         await self._learn_parked()
         except NewLineage as new:
             await self._new_lineage(new)
         except Systemic as error:
             await self._halt(str(error))
+
+    async def _gathered(
+        self, pages: AsyncIterator[Sequence[Recorded]]
+    ) -> AsyncGenerator[Sequence[Recorded]]:
+        """
+        Let facts that are only counted wait a moment for more, since each page costs a commit.
+
+        A page with a fact that is handled goes on at once with what waits before it; so does all
+        that waits as soon as somebody asks whether this reader has reached it.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: list[Recorded] = []
+        until = 0.0
+        ahead = asyncio.ensure_future(anext(pages))
+        try:
+            while True:
+                left = max(0.0, until - loop.time()) if waiting else None
+                if not await self._comes(ahead, left):
+                    self._hurried.clear()
+                    yield waiting
+                    waiting = []
+                    continue
+                page = ahead.result()
+                ahead = asyncio.ensure_future(anext(pages))
+                if not waiting:
+                    until = loop.time() + LINGER_SECONDS
+                waiting += page
+                if not page and not waiting:
+                    yield ()
+                elif len(waiting) >= PAGE_MAX or not all(map(self._only_counts, page)):
+                    yield waiting
+                    waiting = []
+        finally:
+            ahead.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, NewLineage):
+                await ahead
+
+    async def _comes(self, ahead: asyncio.Future[Sequence[Recorded]], left: float | None) -> bool:
+        """Wait for the next page, so long at most; False where what waits has to go on without it."""
+        if left is None:
+            await asyncio.wait({ahead})
+            return True
+        if ahead.done():
+            return True
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {ahead, hurried}
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            return ahead.done()
+        finally:
+            hurried.cancel()
+
+    def _only_counts(self, fact: Recorded) -> bool:
+        return (
+            fact.type not in self._handles
+            and fact.message is not None
+            and fact.stream not in self.parked
+        )
 
     async def _learn_parked(self) -> None:
         rows = await self._database.fetch(_queries["parked_streams"], *self._key)

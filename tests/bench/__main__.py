@@ -9,9 +9,9 @@ from pathlib import Path
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from tests.bench import append, relay
+from tests.bench import append, call, relay
 from tests.bench.row import Row
-from tests.servers import SERVICES
+from tests.servers import SERVICES, NatsServer
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
         try:
             server.wait_ready()
             broker.wait_ready()
-            rows = asyncio.run(measure(server, broker))
+            rows = asyncio.run(measure(server, broker, Path(folder) / "home"))
         finally:
             broker.stop()
             server.stop()
@@ -33,12 +33,13 @@ def main() -> int:
     return 0 if all(row.holds for row in rows) else 1
 
 
-async def measure(server: Postgres, broker: Nats) -> list[Row]:
+async def measure(server: Postgres, broker: Nats, home: Path) -> list[Row]:
     """Run every measurement on a database of its own."""
-    for name in ("bench_append", "bench_relay"):
+    for name in ("bench_append", "bench_call", "bench_relay"):
         await create_database(server.dsn_of("postgres"), name)
     return [
         *await append.rounds(server.dsn_of("bench_append")),
+        *await call.rounds(server.dsn_of("bench_call"), NatsServer(broker.url, broker.keys), home),
         *await relay.rounds(server.dsn_of("bench_relay"), broker.url, broker.keys),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,9 +116,14 @@ async def until(
 
 @asynccontextmanager
 async def running(
-    dsn: str, nats: NatsServer, folder: Path, **settings: str
+    dsn: str,
+    nats: NatsServer,
+    folder: Path,
+    *,
+    services: Sequence[str] = tuple(TARGETS),
+    **settings: str,
 ) -> AsyncIterator[Platform]:
-    """Start every service, and stop them at the end."""
+    """Start services, all of them unless some are named, and stop them at the end."""
     home = Home(folder)
     home.prepare()
     keys = Keys.prepare(home, tuple(TARGETS))
@@ -135,7 +140,7 @@ async def running(
         "FERMION_ADMIN": keys.admin_uid,
         **settings,
     }
-    process = Process(TARGETS, tuple(TARGETS), environment)
+    process = Process(TARGETS, services, environment)
     task = asyncio.create_task(process.run(), name="platform")
     ready = asyncio.create_task(process.ready.wait(), name="platform ready")
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
