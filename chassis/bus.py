@@ -440,6 +440,8 @@ class Bus:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(Away("the connection was lost"))
+                # Who asked may have gone meanwhile; then there is nobody to be told.
+                answer.exception()
         for pull in self._pulls:
             pull.lose("the connection was lost")
 

@@ -8,6 +8,7 @@ rebuild from zero, and the audit with itself. `FERMION_CHAOS_SEED` replays a run
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import time
@@ -16,10 +17,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import asyncpg
 import grpc
 import grpc.aio
 import psutil
 
+from chassis.bus import Away, Bus
+from chassis.embedded import Postgres
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc
 from tests.stage import Stage, staged, until
@@ -46,8 +50,8 @@ class Ledger:
     stopped: set[str] = field(default_factory=set)
     in_flight: int = 0
     retries: int = 0
-    # (what was killed, calls that were in flight then)
-    kills: list[tuple[str, int]] = field(default_factory=list)
+    # (what was killed, calls that were in flight then, facts that were committed and not published)
+    kills: list[tuple[str, int, int]] = field(default_factory=list)
     over: bool = False
 
 
@@ -59,10 +63,12 @@ def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Pa
         ledger = asyncio.run(storm(stage, random.Random(seed)))
         settle(stage)
 
-        killed = Counter(what for what, _ in ledger.kills)
+        killed = Counter(what for what, _, _ in ledger.kills)
         assert min(killed.values()) >= KILLS_OF_EACH, killed
         assert set(killed) == {"projects", "instances", "scheduler", "postgres", "nats"}
-        assert all(flying > 0 for _, flying in ledger.kills), ledger.kills
+        assert all(flying > 0 for _, flying, _ in ledger.kills), ledger.kills
+        behind = [unpublished for _, _, unpublished in ledger.kills if unpublished > 0]
+        assert len(behind) * 3 >= len(ledger.kills), ledger.kills
         assert ledger.retries > 0
 
         history = stage.ok("events", "list", "-p", PROJECT, "-o", "json").json()
@@ -93,7 +99,8 @@ def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Pa
             stage.ok("journal", "rebuild", journal)
         print(
             f"{len(ledger.created)} creates, {len(ledger.stopped)} stops, "
-            f"{ledger.retries} retries, {dict(killed)} killed"
+            f"{ledger.retries} retries, {dict(killed)} killed, "
+            f"{len(behind)} times with {sum(behind)} facts committed and not yet published"
         )
 
 
@@ -193,6 +200,8 @@ async def kill(stage: Stage, ledger: Ledger, dice: random.Random) -> None:
     """Kill each thing often enough, in an order and at moments that the dice say."""
     wanted = ["projects", "instances", "scheduler", "postgres", "nats"] * KILLS_OF_EACH
     dice.shuffle(wanted)
+    bus = Bus(f"nats://127.0.0.1:{nats_port(stage)}", "instances", nats_key(stage))
+    running = asyncio.create_task(bus.run(), name="looks at the stream")
     try:
         for what in wanted:
             await asyncio.sleep(0.3 + dice.random() * 1.2)
@@ -200,10 +209,67 @@ async def kill(stage: Stage, ledger: Ledger, dice: random.Random) -> None:
             while (victim := find(stage, what)) is None or not ledger.in_flight:
                 assert time.monotonic() < deadline, f"{what} does not come back\n{stage.log()}"
                 await asyncio.sleep(0.02)
-            ledger.kills.append((what, ledger.in_flight))
+            unpublished = 0
+            if what in ("instances", "nats"):
+                unpublished = await freeze(stage, bus, what, victim)
+                # Callers that were just being refused are back in a moment, and wait for the frozen.
+                while not ledger.in_flight:
+                    await asyncio.sleep(0.01)
+            ledger.kills.append((what, ledger.in_flight, unpublished))
             victim.kill()
     finally:
         ledger.over = True
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def freeze(stage: Stage, bus: Bus, what: str, victim: psutil.Process) -> int:
+    """
+    Stop a process at a moment when facts are committed and not published; how many they are.
+
+    While it is stopped, neither a relay nor a broker that is about to die can catch up unseen.
+    0 where no such moment was found.
+    """
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and victim.is_running():
+        victim.suspend()
+        try:
+            committed = await head(stage)
+            if what == "nats":
+                await asyncio.sleep(0.1)
+                found = await head(stage) - committed
+            else:
+                tail = await bus.tail("instances/0")
+                found = committed - (0 if tail is None else tail.last)
+        except (Away, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            found = 0
+        if found > 0:
+            return found
+        victim.resume()
+        await asyncio.sleep(0.03)
+    return 0
+
+
+async def head(stage: Stage) -> int:
+    """The last position of the instances journal, asked of PostgreSQL itself."""
+    server = Postgres(stage.home / "postgres")
+    connection = await asyncpg.connect(server.dsn, timeout=5)
+    try:
+        found: int = await connection.fetchval("SELECT position FROM instances.head")
+        return found
+    finally:
+        await connection.close()
+
+
+def nats_port(stage: Stage) -> int:
+    """Where the platform's NATS listens."""
+    found: int = json.loads((stage.home / "nats" / "nats.conf").read_text())["port"]
+    return found
+
+
+def nats_key(stage: Stage) -> Path:
+    """The key of the service whose stream is looked at."""
+    return stage.home / "nats" / "keys" / "instances.nk"
 
 
 def find(stage: Stage, what: str) -> psutil.Process | None:
