@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from chassis import envelope, ids
+from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place, Release
 from chassis.refusals import Exists, Missing, Refused, Violation
@@ -670,7 +671,7 @@ def _deleted(instance: Instance) -> api.InstanceDeleted:
 def _existing(instance: Instance, etag: str) -> Instance:
     if not instance.uid or instance.deleted:
         raise unknown(instance.name if instance.uid else "such an instance")
-    rules.must_be_seen(etag, instance.generation)
+    must_be_seen(etag, instance.generation)
     return instance
 
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from chassis.refusals import Conflict, Invalid, Violation
+from chassis.editing import must_be_changeable
+from chassis.refusals import Invalid, Violation
 from fermion.api.instances import v1 as api
 from fermion.api.workload import v1 as workload
 from services.instances.config import Settings
@@ -192,17 +193,6 @@ def invalid(subject: str, violations: Sequence[Violation]) -> Invalid:
     )
 
 
-def must_be_seen(etag: str, generation: int) -> None:
-    """Refuse to change what the caller has not seen; an empty etag stands for any."""
-    if etag and etag != str(generation):
-        raise Conflict(
-            "ETAG_MISMATCH",
-            f"It has changed since: the etag is {generation} now, not {etag}.",
-            next_step="Read it again and decide again.",
-            etag=str(generation),
-        )
-
-
 def _resources(asked: api.Resources, template: api.Resources) -> api.Resources:
     gpu_milli = asked.gpu_milli if asked.HasField("gpu_milli") else template.gpu_milli
     return api.Resources(
@@ -250,17 +240,7 @@ def _set_paths(asked: api.Instance) -> tuple[str, ...]:
 
 def _must_be_changeable(present: api.Spec, asked: api.Spec, paths: Sequence[str]) -> None:
     fixed = tuple(f"spec.{name}" for name in FIXED)
-    unknown = [path for path in paths if path not in CHANGEABLE and path not in fixed]
-    if unknown:
-        raise Invalid(
-            "UPDATE_MASK_INVALID",
-            f"update_mask names {', '.join(unknown)}, which cannot be changed.",
-            violations=tuple(
-                Violation("update_mask", f"{path} cannot be changed", "update_mask.path")
-                for path in unknown
-            ),
-            next_step=f"Name some of {', '.join(CHANGEABLE)}.",
-        )
+    must_be_changeable([path for path in paths if path not in fixed], CHANGEABLE)
     differing = [
         name
         for name in FIXED

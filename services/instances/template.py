@@ -8,6 +8,7 @@ from typing import Final, cast
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from chassis.editing import must_be_seen
 from chassis.envelope import Recorded
 from chassis.refusals import Missing, Violation
 from fermion.api.instances import v1 as api
@@ -36,7 +37,7 @@ def change(
     if present is None and not allow_missing:
         raise unknown(asked.name)
     generation = 0 if present is None else present.generation
-    rules.must_be_seen(etag, generation)
+    must_be_seen(etag, generation)
     found = _faults(asked, policy)
     if found:
         raise rules.invalid("template", found)

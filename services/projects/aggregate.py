@@ -17,9 +17,10 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import envelope
+from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place
-from chassis.refusals import Conflict, Exists, Missing, Refused
+from chassis.refusals import Exists, Missing, Refused
 from fermion.api.projects import v1 as api
 
 SERVICE: Final = "projects"
@@ -135,7 +136,7 @@ def change_user(
 ) -> list[Fact]:
     """Count a change of the profile, which lives elsewhere, and set the platform role."""
     _there_user(now)
-    _etag(etag, now.generation)
+    must_be_seen(etag, now.generation)
     facts: list[Fact] = []
     role = now.platform_role if platform_role is None else platform_role
     if profile or role != now.platform_role:
@@ -148,7 +149,7 @@ def change_user(
 def delete_user(now: User, *, etag: str, actor: str) -> list[Fact]:
     """Take a user out for good; nobody takes himself out, so one admin is always left."""
     _there_user(now)
-    _etag(etag, now.generation)
+    must_be_seen(etag, now.generation)
     if actor == now.uid:
         raise Refused(
             "USER_IS_CALLER",
@@ -244,7 +245,7 @@ def create(
 def change(now: Project, *, spec: api.Project, etag: str) -> list[Fact]:
     """Set display name, description and labels; no change says nothing."""
     _active(now)
-    _etag(etag, now.generation)
+    must_be_seen(etag, now.generation)
     same = (spec.display_name, spec.description, dict(spec.labels)) == (
         now.display_name,
         now.description,
@@ -267,7 +268,7 @@ def change(now: Project, *, spec: api.Project, etag: str) -> list[Fact]:
 def archive(now: Project, *, etag: str) -> list[Fact]:
     """Refuse new work from now on; services stop what lives."""
     _there(now)
-    _etag(etag, now.generation)
+    must_be_seen(etag, now.generation)
     if now.state == api.Project.STATE_ARCHIVED:
         return []
     return [api.ProjectArchived(uid=now.uid, project=now.project)]
@@ -283,7 +284,7 @@ def vacate(now: Project, *, service: str) -> list[Fact]:
 def delete(now: Project, *, etag: str, needed: Collection[str]) -> list[Fact]:
     """Delete an archived project that every service has left."""
     _there(now)
-    _etag(etag, now.generation)
+    must_be_seen(etag, now.generation)
     if now.state != api.Project.STATE_ARCHIVED:
         raise Refused(
             "PROJECT_NOT_ARCHIVED",
@@ -590,17 +591,6 @@ def _keeps_admin(project: Project, user_uid: str) -> None:
             next_step="Make somebody else an admin first: fermion members set USER admin "
             f"-p {project.project}",
             project=project.project,
-        )
-
-
-def _etag(etag: str, generation: int) -> None:
-    if etag and etag != str(generation):
-        raise Conflict(
-            "ETAG_MISMATCH",
-            f"It was changed since you read it: etag is {generation} now, and you sent {etag}.",
-            next_step="Read it again, then decide again.",
-            etag=etag,
-            present=str(generation),
         )
 
 

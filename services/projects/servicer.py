@@ -13,10 +13,11 @@ from google.protobuf.message import Message
 from chassis import ids
 from chassis.clock import milliseconds
 from chassis.command import rehearse, transact
+from chassis.editing import must_be_changeable
 from chassis.envelope import Recorded
 from chassis.keys import PublicKey, SigningKey, format_jwks
 from chassis.listing import Filter, Order, PageToken
-from chassis.refusals import Invalid, Refused, Violation
+from chassis.refusals import Refused
 from chassis.rpc import Context, answer_position, caller, meta_of, request_of
 from chassis.service import Kernel
 from chassis.watch import Kind, watch
@@ -608,15 +609,7 @@ def _paths(
 ) -> tuple[str, ...]:
     """The fields that an update is about: those of the mask, else those that are set."""
     paths = tuple(request.update_mask.paths)
-    for path in paths:
-        if path not in known:
-            raise Invalid(
-                "UPDATE_MASK_INVALID",
-                f"update_mask names {path!r}, which cannot be changed.",
-                violations=(Violation("update_mask", f"must be of {', '.join(known)}"),),
-                next_step=f"Name fields of: {', '.join(known)}.",
-                path=path,
-            )
+    must_be_changeable(paths, known)
     if paths:
         return paths
     return tuple(field.name for field, _ in asked.ListFields() if field.name in known)

@@ -214,6 +214,7 @@ async def kill(stage: Stage, ledger: Ledger, dice: random.Random) -> None:
                 unpublished = await freeze(stage, bus, what, victim)
                 # Callers that were just being refused are back in a moment, and wait for the frozen.
                 while not ledger.in_flight:
+                    assert time.monotonic() < deadline + 30, "nobody calls any more"
                     await asyncio.sleep(0.01)
             ledger.kills.append((what, ledger.in_flight, unpublished))
             victim.kill()
