@@ -8,6 +8,7 @@ rebuild from zero, and the audit with itself. `FERMION_CHAOS_SEED` replays a run
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -53,6 +54,10 @@ class Ledger:
     # (what was killed, calls that were in flight then, facts that were committed and not published)
     kills: list[tuple[str, int, int]] = field(default_factory=list)
     over: bool = False
+    # What a watcher was sent, over all its resumptions: the place of each message, and the names.
+    watched: list[int] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    resumed: int = 0
 
 
 def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Path) -> None:
@@ -70,6 +75,10 @@ def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Pa
         behind = [unpublished for _, _, unpublished in ledger.kills if unpublished > 0]
         assert len(behind) * 3 >= len(ledger.kills), ledger.kills
         assert ledger.retries > 0
+        # Over all its resumptions the watch sent no place twice and left no instance out.
+        assert ledger.resumed > 0
+        assert ledger.watched == sorted(set(ledger.watched))
+        assert ledger.created <= ledger.seen
 
         history = stage.ok("events", "list", "-p", PROJECT, "-o", "json").json()
         assert isinstance(history, list)
@@ -100,6 +109,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Pa
         print(
             f"{len(ledger.created)} creates, {len(ledger.stopped)} stops, "
             f"{ledger.retries} retries, {dict(killed)} killed, "
+            f"{ledger.resumed} resumed watches, "
             f"{len(behind)} times with {sum(behind)} facts committed and not yet published"
         )
 
@@ -139,7 +149,34 @@ async def storm(stage: Stage, dice: random.Random) -> Ledger:
                 own = random.Random(dice.random())
                 group.create_task(work(stub, token, ledger, number, own), name=f"caller {number}")
             group.create_task(kill(stage, ledger, dice), name="killer")
+            group.create_task(look(stub, token, ledger), name="watcher")
     return ledger
+
+
+async def look(stub: service_pb2_grpc.InstanceServiceAsyncStub, token: str, ledger: Ledger) -> None:
+    """Watch, resuming after each break, until everything that was created has been seen."""
+    metadata = (("authorization", f"Bearer {token}"),)
+    asked = instances.WatchInstancesRequest(parent=f"projects/{PROJECT}", send_initial=True)
+    deadline = time.monotonic() + CALL_SECONDS_MAX
+    while not (ledger.over and ledger.created <= ledger.seen):
+        assert time.monotonic() < deadline, ledger.created - ledger.seen
+        call = stub.WatchInstances(asked, metadata=metadata)
+        try:
+            while not (ledger.over and ledger.created <= ledger.seen):
+                async with asyncio.timeout(2):
+                    change = await call.read()
+                if not isinstance(change, instances.WatchInstancesResponse):
+                    break
+                asked.resume_token = change.resume_token
+                if change.change == instances.WatchInstancesResponse.CHANGE_UPDATED:
+                    _, _, place = json.loads(base64.urlsafe_b64decode(change.resume_token))
+                    ledger.watched.append(place)
+                    ledger.seen.add(change.instance.name.rsplit("/", 1)[-1])
+        except (grpc.aio.AioRpcError, TimeoutError):
+            ledger.resumed += 1
+            await asyncio.sleep(0.1)
+        finally:
+            call.cancel()
 
 
 async def work(
