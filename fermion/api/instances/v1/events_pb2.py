@@ -26,7 +26,7 @@ from fermion.api.instances.v1 import resources_pb2 as fermion_dot_api_dot_instan
 from fermion.api.workload.v1 import resources_pb2 as fermion_dot_api_dot_workload_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fermion/api/instances/v1/events.proto\x12\x18\x66\x65rmion.api.instances.v1\x1a(fermion/api/instances/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\"\xd0\x02\n\x0fInstanceCreated\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12,\n\x04spec\x18\x05 \x01(\x0b\x32\x1e.fermion.api.instances.v1.Spec\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x45\n\x06labels\x18\x08 \x03(\x0b\x32\x35.fermion.api.instances.v1.InstanceCreated.LabelsEntry\x12/\n\x06probes\x18\t \x01(\x0b\x32\x1f.fermion.api.workload.v1.Probes\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x02\n\x0fInstanceChanged\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.fermion.api.instances.v1.Spec\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x45\n\x06labels\x18\x06 \x03(\x0b\x32\x35.fermion.api.instances.v1.InstanceChanged.LabelsEntry\x12\x17\n\x0fpending_restart\x18\x07 \x01(\x08\x12\x0f\n\x07project\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x16InstanceStartRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"^\n\x17InstanceAttemptDeclared\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x14\n\x0cworkload_uid\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"d\n\x15InstanceStopRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12-\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x1e.fermion.api.workload.v1.Cause\x12\x0f\n\x07project\x18\x03 \x01(\t\"F\n\x18InstanceRestartRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"p\n\x0eInstanceQueued\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"o\n\x0fInstanceStopped\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12-\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1e.fermion.api.workload.v1.Cause\x12\x0f\n\x07project\x18\x04 \x01(\t\"p\n\x0eInstanceFailed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"7\n\x17InstanceDeleteRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\"A\n\x0fInstanceDeleted\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"C\n\x0bTemplateSet\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".fermion.api.instances.v1.Template\">\n\rProjectClosed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0f\n\x07through\x18\x03 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fermion/api/instances/v1/events.proto\x12\x18\x66\x65rmion.api.instances.v1\x1a(fermion/api/instances/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\"\xd0\x02\n\x0fInstanceCreated\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12,\n\x04spec\x18\x05 \x01(\x0b\x32\x1e.fermion.api.instances.v1.Spec\x12\x14\n\x0c\x64isplay_name\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x45\n\x06labels\x18\x08 \x03(\x0b\x32\x35.fermion.api.instances.v1.InstanceCreated.LabelsEntry\x12/\n\x06probes\x18\t \x01(\x0b\x32\x1f.fermion.api.workload.v1.Probes\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x02\n\x0fInstanceChanged\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x03\x12,\n\x04spec\x18\x03 \x01(\x0b\x32\x1e.fermion.api.instances.v1.Spec\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x45\n\x06labels\x18\x06 \x03(\x0b\x32\x35.fermion.api.instances.v1.InstanceChanged.LabelsEntry\x12\x17\n\x0fpending_restart\x18\x07 \x01(\x08\x12\x0f\n\x07project\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x16InstanceStartRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"^\n\x17InstanceAttemptDeclared\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x14\n\x0cworkload_uid\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"d\n\x15InstanceStopRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12-\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x1e.fermion.api.workload.v1.Cause\x12\x0f\n\x07project\x18\x03 \x01(\t\"F\n\x18InstanceRestartRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\"p\n\x0eInstanceQueued\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"R\n\x10InstanceAdmitted\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"s\n\x11InstancePreparing\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"\xf1\x01\n\x0fInstanceStarted\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03run\x18\x03 \x01(\x05\x12K\n\taddresses\x18\x04 \x03(\x0b\x32\x38.fermion.api.instances.v1.InstanceStarted.AddressesEntry\x12\x13\n\x0breplica_uid\x18\x05 \x01(\t\x12\x0e\n\x06probed\x18\x06 \x01(\x08\x12\x0f\n\x07project\x18\x07 \x01(\t\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\rInstanceReady\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07project\x18\x03 \x01(\t\"q\n\x0fInstanceUnready\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"\xa2\x01\n\x10InstanceRunEnded\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03run\x18\x03 \x01(\x05\x12\x11\n\texit_code\x18\x04 \x01(\x05\x12\x0e\n\x06signal\x18\x05 \x01(\x05\x12/\n\x06reason\x18\x06 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x07 \x01(\t\"s\n\x11InstanceBackedOff\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"p\n\x10InstanceDraining\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12-\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1e.fermion.api.workload.v1.Cause\x12\x0f\n\x07project\x18\x04 \x01(\t\"o\n\x0fInstanceStopped\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12-\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1e.fermion.api.workload.v1.Cause\x12\x0f\n\x07project\x18\x04 \x01(\t\"p\n\x0eInstanceFailed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12/\n\x06reason\x18\x03 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12\x0f\n\x07project\x18\x04 \x01(\t\"7\n\x17InstanceDeleteRequested\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\"A\n\x0fInstanceDeleted\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\"C\n\x0bTemplateSet\x12\x34\n\x08template\x18\x01 \x01(\x0b\x32\".fermion.api.instances.v1.Template\">\n\rProjectClosed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0f\n\x07through\x18\x03 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCECREATED_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INSTANCECHANGED_LABELSENTRY']._loaded_options = None
   _globals['_INSTANCECHANGED_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_INSTANCESTARTED_ADDRESSESENTRY']._loaded_options = None
+  _globals['_INSTANCESTARTED_ADDRESSESENTRY']._serialized_options = b'8\001'
   _globals['_INSTANCECREATED']._serialized_start=151
   _globals['_INSTANCECREATED']._serialized_end=487
   _globals['_INSTANCECREATED_LABELSENTRY']._serialized_start=442
@@ -55,16 +57,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCERESTARTREQUESTED']._serialized_end=1129
   _globals['_INSTANCEQUEUED']._serialized_start=1131
   _globals['_INSTANCEQUEUED']._serialized_end=1243
-  _globals['_INSTANCESTOPPED']._serialized_start=1245
-  _globals['_INSTANCESTOPPED']._serialized_end=1356
-  _globals['_INSTANCEFAILED']._serialized_start=1358
-  _globals['_INSTANCEFAILED']._serialized_end=1470
-  _globals['_INSTANCEDELETEREQUESTED']._serialized_start=1472
-  _globals['_INSTANCEDELETEREQUESTED']._serialized_end=1527
-  _globals['_INSTANCEDELETED']._serialized_start=1529
-  _globals['_INSTANCEDELETED']._serialized_end=1594
-  _globals['_TEMPLATESET']._serialized_start=1596
-  _globals['_TEMPLATESET']._serialized_end=1663
-  _globals['_PROJECTCLOSED']._serialized_start=1665
-  _globals['_PROJECTCLOSED']._serialized_end=1727
+  _globals['_INSTANCEADMITTED']._serialized_start=1245
+  _globals['_INSTANCEADMITTED']._serialized_end=1327
+  _globals['_INSTANCEPREPARING']._serialized_start=1329
+  _globals['_INSTANCEPREPARING']._serialized_end=1444
+  _globals['_INSTANCESTARTED']._serialized_start=1447
+  _globals['_INSTANCESTARTED']._serialized_end=1688
+  _globals['_INSTANCESTARTED_ADDRESSESENTRY']._serialized_start=1640
+  _globals['_INSTANCESTARTED_ADDRESSESENTRY']._serialized_end=1688
+  _globals['_INSTANCEREADY']._serialized_start=1690
+  _globals['_INSTANCEREADY']._serialized_end=1752
+  _globals['_INSTANCEUNREADY']._serialized_start=1754
+  _globals['_INSTANCEUNREADY']._serialized_end=1867
+  _globals['_INSTANCERUNENDED']._serialized_start=1870
+  _globals['_INSTANCERUNENDED']._serialized_end=2032
+  _globals['_INSTANCEBACKEDOFF']._serialized_start=2034
+  _globals['_INSTANCEBACKEDOFF']._serialized_end=2149
+  _globals['_INSTANCEDRAINING']._serialized_start=2151
+  _globals['_INSTANCEDRAINING']._serialized_end=2263
+  _globals['_INSTANCESTOPPED']._serialized_start=2265
+  _globals['_INSTANCESTOPPED']._serialized_end=2376
+  _globals['_INSTANCEFAILED']._serialized_start=2378
+  _globals['_INSTANCEFAILED']._serialized_end=2490
+  _globals['_INSTANCEDELETEREQUESTED']._serialized_start=2492
+  _globals['_INSTANCEDELETEREQUESTED']._serialized_end=2547
+  _globals['_INSTANCEDELETED']._serialized_start=2549
+  _globals['_INSTANCEDELETED']._serialized_end=2614
+  _globals['_TEMPLATESET']._serialized_start=2616
+  _globals['_TEMPLATESET']._serialized_end=2683
+  _globals['_PROJECTCLOSED']._serialized_start=2685
+  _globals['_PROJECTCLOSED']._serialized_end=2747
 # @@protoc_insertion_point(module_scope)

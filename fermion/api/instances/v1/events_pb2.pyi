@@ -26,7 +26,10 @@ class InstanceCreated(_message.Message):
     facts on `workload/<uid>`, and ProjectVacated (projects/v1) on `project/<project>`.
 
       STOPPED  ── StartRequested, AttemptDeclared ──▶ PENDING ── Queued ──▶ PENDING ── Failed ──▶ FAILED
-      PENDING  ── StopRequested, RestartRequested or DeleteRequested ──▶ STOPPING
+      PENDING  ── Admitted ──▶ STARTING ── Preparing, Started ──▶ STARTING ── Ready, or Started without a probe ──▶ RUNNING
+      RUNNING  ── Unready ──▶ RUNNING ── BackedOff ──▶ STARTING
+      any that lives ── StopRequested, RestartRequested, DeleteRequested or Draining ──▶ STOPPING
+      any that lives ── Stopped ──▶ STOPPED, or Failed ──▶ FAILED
       STOPPING ── Stopped ──▶ STOPPED, or AttemptDeclared ──▶ PENDING where a start is wanted, or Deleted
       FAILED   is started as STOPPED is.
 
@@ -344,6 +347,328 @@ class InstanceQueued(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceQueued: _TypeAlias = InstanceQueued  # noqa: Y015
+
+@_typing.final
+class InstanceAdmitted(_message.Message):
+    """It was admitted: a cluster makes it run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        cluster: _builtins.str = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cluster", b"cluster", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceAdmitted: _TypeAlias = InstanceAdmitted  # noqa: Y015
+
+@_typing.final
+class InstancePreparing(_message.Message):
+    """It does not run yet, and why: its image is made, its volume bound, …."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """What is being done."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstancePreparing: _TypeAlias = InstancePreparing  # noqa: Y015
+
+@_typing.final
+class InstanceStarted(_message.Message):
+    """A run of it began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    REPLICA_UID_FIELD_NUMBER: _builtins.int
+    PROBED_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    run: _builtins.int
+    """0, 1, …: how often it was begun again in this attempt."""
+    replica_uid: _builtins.str
+    """`rep_…`."""
+    probed: _builtins.bool
+    """Whether a check tells when it is ready; where none does, it is now."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Addresses by port name."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        run: _builtins.int = ...,
+        addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        replica_uid: _builtins.str = ...,
+        probed: _builtins.bool = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "attempt", b"attempt", "probed", b"probed", "project", b"project", "replica_uid", b"replica_uid", "run", b"run", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceStarted: _TypeAlias = InstanceStarted  # noqa: Y015
+
+@_typing.final
+class InstanceReady(_message.Message):
+    """Its readiness check passes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceReady: _TypeAlias = InstanceReady  # noqa: Y015
+
+@_typing.final
+class InstanceUnready(_message.Message):
+    """It ran, and its readiness check does not pass any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceUnready: _TypeAlias = InstanceUnready  # noqa: Y015
+
+@_typing.final
+class InstanceRunEnded(_message.Message):
+    """A run of it ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    run: _builtins.int
+    """The run that ended."""
+    exit_code: _builtins.int
+    """Its exit code; meaningless where a signal is given."""
+    signal: _builtins.int
+    """Number of the signal that ended it, or 0."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """Why, where more is known than the code."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        run: _builtins.int = ...,
+        exit_code: _builtins.int = ...,
+        signal: _builtins.int = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_code", b"exit_code", "project", b"project", "reason", b"reason", "run", b"run", "signal", b"signal", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceRunEnded: _TypeAlias = InstanceRunEnded  # noqa: Y015
+
+@_typing.final
+class InstanceBackedOff(_message.Message):
+    """It waits before it is run again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """Until when, and after how many."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceBackedOff: _TypeAlias = InstanceBackedOff  # noqa: Y015
+
+@_typing.final
+class InstanceDraining(_message.Message):
+    """It was told to end, and not by its user: it ran as long as it may, its node is emptied, …."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    attempt: _builtins.int
+    """The attempt it is about."""
+    cause: _resources_pb2_1.Cause.ValueType
+    """Why."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        cause: _resources_pb2_1.Cause.ValueType = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceDraining: _TypeAlias = InstanceDraining  # noqa: Y015
 
 @_typing.final
 class InstanceStopped(_message.Message):

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class UserRegistered(_message.Message):
-    """Streams: `user/<uid>`, `project/<uid>`, `token/<uid>`, `key/<kid>`.
+    """Streams: `user/<uid>`, `project/<uid>`, `token/<uid>`, `key/<kid>`, `quota/<scope>`, `cluster/<uid>`.
 
     A person may use the platform now. Holds no name and no mail: those live in a table outside the facts.
     """
@@ -495,3 +495,129 @@ class SigningKeyRemoved(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SigningKeyRemoved: _TypeAlias = SigningKeyRemoved  # noqa: Y015
+
+@_typing.final
+class QuotaSet(_message.Message):
+    """One scope may hold this much from now on; nothing that runs is ended by it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """`projects/<uid>`, `users/<uid>`, or `projects/-` and `users/-` for each that has none of its own."""
+    version: _builtins.int
+    """Counts from 1."""
+    project: _builtins.str
+    """Last part of the project's name, where it is a project's."""
+    @_builtins.property
+    def limits(self) -> _resources_pb2.Limits:
+        """The whole of it; a dimension that is not said is not bounded."""
+
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        version: _builtins.int = ...,
+        limits: _resources_pb2.Limits | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "project", b"project", "scope", b"scope", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaSet: _TypeAlias = QuotaSet  # noqa: Y015
+
+@_typing.final
+class QuotaCleared(_message.Message):
+    """One scope has no limits of its own any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """As in QuotaSet."""
+    version: _builtins.int
+    """Counts on."""
+    project: _builtins.str
+    """Last part of the project's name, where it is a project's."""
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        version: _builtins.int = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "scope", b"scope", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaCleared: _TypeAlias = QuotaCleared  # noqa: Y015
+
+@_typing.final
+class ClusterEnrolled(_message.Message):
+    """Work may run on this cluster from now on; every service reads its executor's journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster: 26 lower-case base32 characters, the shard of its executor's journal."""
+    journal: _builtins.str
+    """`executor/<cluster>`."""
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """From then on."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        journal: _builtins.str = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "from_time", b"from_time", "journal", b"journal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterEnrolled: _TypeAlias = ClusterEnrolled  # noqa: Y015
+
+@_typing.final
+class ClusterRetired(_message.Message):
+    """No more work goes to this cluster; its journal is read to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    THROUGH_TIME_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def through_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to then."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        through_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["through_time", b"through_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "through_time", b"through_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterRetired: _TypeAlias = ClusterRetired  # noqa: Y015

@@ -303,3 +303,170 @@ class SigningKey(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    """How much may be held at a time in one scope; what is not said is not bounded there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GpuMilliEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class WorkloadsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GPU_MILLI_FIELD_NUMBER: _builtins.int
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    WORKLOADS_FIELD_NUMBER: _builtins.int
+    cpu_milli: _builtins.int
+    """Thousandths of CPU cores."""
+    memory_bytes: _builtins.int
+    """Bytes of memory."""
+    storage_bytes: _builtins.int
+    """Bytes of volumes, also of those whose owners are stopped."""
+    @_builtins.property
+    def gpu_milli(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Thousandths of GPUs by model; the key `*` bounds all models together."""
+
+    @_builtins.property
+    def workloads(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Workloads that are admitted at a time, by kind: `instance`, `training`, `inference`, `build`, `tool`."""
+
+    def __init__(
+        self,
+        *,
+        gpu_milli: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cpu_milli: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        storage_bytes: _builtins.int | None = ...,
+        workloads: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_milli", b"_cpu_milli", "_memory_bytes", b"_memory_bytes", "_storage_bytes", b"_storage_bytes", "cpu_milli", b"cpu_milli", "memory_bytes", b"memory_bytes", "storage_bytes", b"storage_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_milli", b"_cpu_milli", "_memory_bytes", b"_memory_bytes", "_storage_bytes", b"_storage_bytes", "cpu_milli", b"cpu_milli", "gpu_milli", b"gpu_milli", "memory_bytes", b"memory_bytes", "storage_bytes", b"storage_bytes", "workloads", b"workloads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_milli: _TypeAlias = _typing.Literal["cpu_milli"]  # noqa: Y015
+    _WhichOneofArgType__cpu_milli: _TypeAlias = _typing.Literal["_cpu_milli", b"_cpu_milli"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__storage_bytes: _TypeAlias = _typing.Literal["storage_bytes"]  # noqa: Y015
+    _WhichOneofArgType__storage_bytes: _TypeAlias = _typing.Literal["_storage_bytes", b"_storage_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_milli) -> _WhichOneofReturnType__cpu_milli | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__storage_bytes) -> _WhichOneofReturnType__storage_bytes | None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class Quota(_message.Message):
+    """What one scope may hold; held by the scheduler from admission until what ran is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/quota` or `users/{user}/quota`; `-` stands for each that has none of its own."""
+    inherited: _builtins.bool
+    """Whether these are the limits of `-`, since there are none of its own."""
+    etag: _builtins.str
+    """Version; send it back to change only what you saw."""
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """How much."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
+        inherited: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "inherited", b"inherited", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
+
+@_typing.final
+class Cluster(_message.Message):
+    """A cluster on which work may run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    ENROL_TIME_FIELD_NUMBER: _builtins.int
+    RETIRE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`clusters/{26 characters}`: the last part is the shard of its executor's journal."""
+    retired: _builtins.bool
+    """Whether work may run there; a retired one gets no more."""
+    @_builtins.property
+    def enrol_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def retire_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to when, where it is retired."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        retired: _builtins.bool = ...,
+        enrol_time: _timestamp_pb2.Timestamp | None = ...,
+        retire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enrol_time", b"enrol_time", "retire_time", b"retire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrol_time", b"enrol_time", "name", b"name", "retire_time", b"retire_time", "retired", b"retired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cluster: _TypeAlias = Cluster  # noqa: Y015

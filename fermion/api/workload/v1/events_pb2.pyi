@@ -209,6 +209,63 @@ class ReplicaReplaceRequested(_message.Message):
 Global___ReplicaReplaceRequested: _TypeAlias = ReplicaReplaceRequested  # noqa: Y015
 
 @_typing.final
+class VolumeDeclared(_message.Message):
+    """Stated by the owning module, stream `volume/<uid>` of its journal.
+
+    Intent: this storage shall be there for its workloads.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> _resources_pb2.Volume:
+        """The whole of it."""
+
+    def __init__(
+        self,
+        *,
+        volume: _resources_pb2.Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeDeclared: _TypeAlias = VolumeDeclared  # noqa: Y015
+
+@_typing.final
+class VolumeWithdrawn(_message.Message):
+    """Intent: this storage, and what is on it, shall be gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    cause: _resources_pb2.Cause.ValueType
+    """Why."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        cause: _resources_pb2.Cause.ValueType = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeWithdrawn: _TypeAlias = VolumeWithdrawn  # noqa: Y015
+
+@_typing.final
 class WorkloadQueued(_message.Message):
     """Stated by the scheduler, stream `workload/<uid>` of its journal.
 
@@ -500,6 +557,103 @@ class HoldReleased(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HoldReleased: _TypeAlias = HoldReleased  # noqa: Y015
+
+@_typing.final
+class VolumeAdmitted(_message.Message):
+    """Stated by the scheduler, stream `volume/<uid>` of its journal.
+
+    It is held against the storage quota, and belongs to this cluster from now on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def volume(self) -> _resources_pb2.Volume:
+        """The whole of it."""
+
+    def __init__(
+        self,
+        *,
+        volume: _resources_pb2.Volume | None = ...,
+        cluster: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeAdmitted: _TypeAlias = VolumeAdmitted  # noqa: Y015
+
+@_typing.final
+class VolumeRefused(_message.Message):
+    """It was withdrawn before it was admitted, or can never be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OWNER_UID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    owner_uid: _builtins.str
+    """Uid of the owner, so that modules find it."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2.Reason:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        reason: _resources_pb2.Reason | None = ...,
+        owner_uid: _builtins.str = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner_uid", b"owner_uid", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeRefused: _TypeAlias = VolumeRefused  # noqa: Y015
+
+@_typing.final
+class VolumeRevoked(_message.Message):
+    """Delete it, and what is on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    cause: _resources_pb2.Cause.ValueType
+    """Why."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        cause: _resources_pb2.Cause.ValueType = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeRevoked: _TypeAlias = VolumeRevoked  # noqa: Y015
 
 @_typing.final
 class WorkloadAccepted(_message.Message):
@@ -1324,3 +1478,287 @@ class ReplicaReleased(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaReleased: _TypeAlias = ReplicaReleased  # noqa: Y015
+
+@_typing.final
+class VolumeBound(_message.Message):
+    """Stated by an executor, stream `volume/<uid>` of its journal.
+
+    It is there, and storage time begins.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    node: _builtins.str
+    """The node that holds it; empty where any can."""
+    @_builtins.property
+    def subject(self) -> _resources_pb2.Subject:
+        """Whose storage it is."""
+
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        subject: _resources_pb2.Subject | None = ...,
+        node: _builtins.str = ...,
+        witness: _resources_pb2.Witness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject", "witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "subject", b"subject", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeBound: _TypeAlias = VolumeBound  # noqa: Y015
+
+@_typing.final
+class VolumeRejected(_message.Message):
+    """The cluster cannot give it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    OWNER_UID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    owner_uid: _builtins.str
+    """Uid of the owner, so that modules find it."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2.Reason:
+        """Why."""
+
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        owner_uid: _builtins.str = ...,
+        reason: _resources_pb2.Reason | None = ...,
+        witness: _resources_pb2.Witness | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner_uid", b"owner_uid", "project", b"project", "reason", b"reason", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeRejected: _TypeAlias = VolumeRejected  # noqa: Y015
+
+@_typing.final
+class VolumeDeleted(_message.Message):
+    """It is gone, and storage time ends; its last fact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    OWNER_UID_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`."""
+    owner_uid: _builtins.str
+    """Uid of the owner, so that modules find it."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        owner_uid: _builtins.str = ...,
+        witness: _resources_pb2.Witness | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner_uid", b"owner_uid", "project", b"project", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeDeleted: _TypeAlias = VolumeDeleted  # noqa: Y015
+
+@_typing.final
+class ClusterRegistered(_message.Message):
+    """Stated by an executor, stream `cluster/<uid>` of its journal.
+
+    What the cluster can honour from now on; stated when it changes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def capabilities(self) -> _resources_pb2.Capabilities:
+        """What it can honour."""
+
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        capabilities: _resources_pb2.Capabilities | None = ...,
+        witness: _resources_pb2.Witness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterRegistered: _TypeAlias = ClusterRegistered  # noqa: Y015
+
+@_typing.final
+class NodeReported(_message.Message):
+    """What a node has from now on; stated when it changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def node(self) -> _resources_pb2.Node:
+        """The node."""
+
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        node: _resources_pb2.Node | None = ...,
+        witness: _resources_pb2.Witness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "node", b"node", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeReported: _TypeAlias = NodeReported  # noqa: Y015
+
+@_typing.final
+class NodeRemoved(_message.Message):
+    """A node is not there any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    node: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def witness(self) -> _resources_pb2.Witness:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        node: _builtins.str = ...,
+        witness: _resources_pb2.Witness | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "node", b"node", "witness", b"witness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeRemoved: _TypeAlias = NodeRemoved  # noqa: Y015
+
+@_typing.final
+class ProofOfLife(_message.Message):
+    """Every run that is open at this position was alive then, but those that are named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    EXCEPT_REPLICAS_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Alive until then."""
+
+    @_builtins.property
+    def except_replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Uids of replicas that this says nothing of."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        except_replicas: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "except_replicas", b"except_replicas", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProofOfLife: _TypeAlias = ProofOfLife  # noqa: Y015
+
+@_typing.final
+class Watermark(_message.Message):
+    """Everything that happened up to then has been stated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    THROUGH_TIME_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """Uid of the cluster."""
+    @_builtins.property
+    def through_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to then."""
+
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        through_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["through_time", b"through_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "through_time", b"through_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Watermark: _TypeAlias = Watermark  # noqa: Y015

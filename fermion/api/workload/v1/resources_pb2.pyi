@@ -1602,3 +1602,278 @@ class Witness(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Witness: _TypeAlias = Witness  # noqa: Y015
+
+@_typing.final
+class Volume(_message.Message):
+    """Storage that outlives replicas: declared, admitted with the first workload that mounts it, bound, deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    UID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    OWNER_UID_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """`vol_…`, derived from its owner's."""
+    owner: _builtins.str
+    """Resource name of what declared it, e.g. `projects/acme/instances/dev-1`."""
+    owner_uid: _builtins.str
+    """Uid of that resource."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    user: _builtins.str
+    """Uid of the user who asked for it."""
+    kind: Global___Kind.ValueType
+    """What kind of work its owner is."""
+    size_bytes: _builtins.int
+    """Bytes held for it against the storage quota."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The owner's labels."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        owner_uid: _builtins.str = ...,
+        project: _builtins.str = ...,
+        user: _builtins.str = ...,
+        kind: Global___Kind.ValueType = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "owner", b"owner", "owner_uid", b"owner_uid", "project", b"project", "size_bytes", b"size_bytes", "uid", b"uid", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Capabilities(_message.Message):
+    """What one cluster can honour; what is not named here is refused at admission."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Limits:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LimitsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Capabilities._Limits.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LIMITS_UNSPECIFIED: Capabilities._Limits.ValueType  # 0
+        """Not said."""
+        LIMITS_NONE: Capabilities._Limits.ValueType  # 1
+        """Not at all."""
+        LIMITS_RLIMITS: Capabilities._Limits.ValueType  # 2
+        """POSIX limits of each process, and use that is watched."""
+        LIMITS_CGROUP1: Capabilities._Limits.ValueType  # 3
+        """Control groups, version 1."""
+        LIMITS_CGROUP2: Capabilities._Limits.ValueType  # 4
+        """Control groups, version 2."""
+
+    class Limits(_Limits, metaclass=_LimitsEnumTypeWrapper):
+        """How resources are held down."""
+
+    LIMITS_UNSPECIFIED: Capabilities.Limits.ValueType  # 0
+    """Not said."""
+    LIMITS_NONE: Capabilities.Limits.ValueType  # 1
+    """Not at all."""
+    LIMITS_RLIMITS: Capabilities.Limits.ValueType  # 2
+    """POSIX limits of each process, and use that is watched."""
+    LIMITS_CGROUP1: Capabilities.Limits.ValueType  # 3
+    """Control groups, version 1."""
+    LIMITS_CGROUP2: Capabilities.Limits.ValueType  # 4
+    """Control groups, version 2."""
+
+    @_typing.final
+    class Runnable(_message.Message):
+        """An image, or a recipe, that the cluster runs."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REPOSITORY_FIELD_NUMBER: _builtins.int
+        DESCRIPTION_FIELD_NUMBER: _builtins.int
+        repository: _builtins.str
+        """What `Image.repository` has to say."""
+        description: _builtins.str
+        """What it is."""
+        def __init__(
+            self,
+            *,
+            repository: _builtins.str = ...,
+            description: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "repository", b"repository"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CLUSTER_KIND_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    ANY_IMAGE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    SIMULATED_GPUS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    cluster_kind: _builtins.str
+    """`local` or `kubernetes`."""
+    any_image: _builtins.bool
+    """Any image runs."""
+    limits: Global___Capabilities.Limits.ValueType
+    """How resources are held down."""
+    simulated_gpus: _builtins.bool
+    """GPUs that it reports are not there."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Capabilities.Runnable]:
+        """What it runs, where not any image."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named features that it honours, of those that `chassis/workloads.py` knows."""
+
+    def __init__(
+        self,
+        *,
+        cluster_kind: _builtins.str = ...,
+        images: _abc.Iterable[Global___Capabilities.Runnable] | None = ...,
+        any_image: _builtins.bool = ...,
+        limits: Global___Capabilities.Limits.ValueType = ...,
+        simulated_gpus: _builtins.bool = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_image", b"any_image", "cluster_kind", b"cluster_kind", "features", b"features", "images", b"images", "limits", b"limits", "simulated_gpus", b"simulated_gpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+
+@_typing.final
+class Node(_message.Message):
+    """What one node has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Gpu(_message.Message):
+        """One GPU model of it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        GPU_TYPE_FIELD_NUMBER: _builtins.int
+        COUNT_FIELD_NUMBER: _builtins.int
+        gpu_type: _builtins.str
+        """Model, e.g. `A100-80GB`."""
+        count: _builtins.int
+        """How many devices."""
+        def __init__(
+            self,
+            *,
+            gpu_type: _builtins.str = ...,
+            count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "gpu_type", b"gpu_type"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class DomainsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NODE_FIELD_NUMBER: _builtins.int
+    CPU_MILLI_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Its name in the cluster."""
+    cpu_milli: _builtins.int
+    """What workloads may use of it, in all."""
+    memory_bytes: _builtins.int
+    """Bytes of memory, in all."""
+    storage_bytes: _builtins.int
+    """Bytes of disk for volumes and scratch, in all."""
+    architecture: _builtins.str
+    """E.g. `amd64`."""
+    driver: _builtins.str
+    """GPU driver version; empty for none."""
+    cordoned: _builtins.bool
+    """Takes nothing new."""
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node.Gpu]:
+        """Its GPUs."""
+
+    @_builtins.property
+    def domains(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where it stands: `rack`, `block`, …."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        cpu_milli: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        storage_bytes: _builtins.int = ...,
+        gpus: _abc.Iterable[Global___Node.Gpu] | None = ...,
+        architecture: _builtins.str = ...,
+        driver: _builtins.str = ...,
+        domains: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cordoned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cordoned", b"cordoned", "cpu_milli", b"cpu_milli", "domains", b"domains", "driver", b"driver", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "node", b"node", "storage_bytes", b"storage_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Node: _TypeAlias = Node  # noqa: Y015
