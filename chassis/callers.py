@@ -70,7 +70,7 @@ class KnownProject:
 @dataclass(slots=True)
 class Directory:
     """
-    Users, projects, roles, revoked tokens and keys, folded from the projects journal.
+    Users, projects, roles, revoked tokens, keys and clusters, folded from the projects journal.
 
     An archived project is still read by its members, and what may still be changed in it is decided
     by the service that owns it; a deleted one is as one that never was.
@@ -81,6 +81,8 @@ class Directory:
     names: dict[str, str] = field(default_factory=dict)
     projects: dict[str, KnownProject] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
+    # Journals of executors, also of those whose clusters are retired: they are read to their ends.
+    journals: dict[str, None] = field(default_factory=dict)
 
     def take(self, fact: Recorded) -> None:
         """Take one fact of the projects journal in; others' kinds change nothing."""
@@ -109,6 +111,8 @@ class Directory:
                 self.verifier.add(PublicKey(said.kid, said.public_key))
             case api.SigningKeyRemoved() as said:
                 self.verifier.remove(said.kid)
+            case api.ClusterEnrolled() as said:
+                self.journals.setdefault(said.journal)
             case _:
                 return
 
@@ -163,6 +167,10 @@ class Callers:
             self.ready.set()
         self._moved.set()
         self._moved = asyncio.Event()
+
+    async def moved(self) -> None:
+        """Return when more of the journal has been folded."""
+        await self._moved.wait()
 
     async def reached(self, position: int, seconds: float) -> bool:
         """Wait until a position is folded; False where it was not in time."""
@@ -299,11 +307,11 @@ def rules(service_names: Iterable[str]) -> dict[str, api.Access]:
     found: dict[str, api.Access] = {}
     for name in service_names:
         for method in pool.FindServiceByName(name).methods:
-            if method.client_streaming:
+            if method.client_streaming and not method.server_streaming:
                 raise Refused(
                     "STREAM_OF_REQUESTS",
-                    f"{method.full_name} takes a stream of requests, which nobody checks.",
-                    next_step="Let it take one request.",
+                    f"{method.full_name} takes a stream of requests and gives one answer.",
+                    next_step="Let it take one request, or answer with a stream.",
                     method=method.full_name,
                 )
             found[f"/{name}/{method.name}"] = rule_of(method)

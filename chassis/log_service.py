@@ -39,7 +39,8 @@ class Hosted:
     rows: Path
     bus: Bus
     relay: Relay
-    readers: tuple[Reader, ...]
+    # Grows where a cluster is enrolled.
+    readers: Sequence[Reader]
 
 
 class JournalServicer(service_pb2_grpc.JournalServiceServicer):
@@ -156,7 +157,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         self, request: api.RetryParkedFactsRequest, context: Context
     ) -> api.RetryParkedFactsResponse:
         """Handle a parked stream again."""
-        _, reader = self._reader(request.reader)
+        _, reader = self._reader(request.reader, request.journal)
         handled, left = await reader.retry(request.stream)
         return api.RetryParkedFactsResponse(handled=handled, left=left)
 
@@ -164,7 +165,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         self, request: api.SkipParkedFactRequest, context: Context
     ) -> api.SkipParkedFactResponse:
         """Give one parked fact up; that is a fact."""
-        hosted, _ = self._reader(request.reader)
+        hosted, _ = self._reader(request.reader, request.journal)
         position = await skip(
             hosted.journal,
             hosted.database,
@@ -181,7 +182,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         self, request: api.ResumeReaderRequest, context: Context
     ) -> api.ResumeReaderResponse:
         """Let a halted reader go on; that is a fact."""
-        hosted, _ = self._reader(request.reader)
+        hosted, _ = self._reader(request.reader, request.journal)
         position = await resume(
             hosted.journal,
             hosted.database,
@@ -207,16 +208,19 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     def _chosen(self, journal: str) -> Sequence[Hosted]:
         return [self._find(journal)] if journal else list(self._hosted.values())
 
-    def _reader(self, name: str) -> tuple[Hosted, Reader]:
+    def _reader(self, name: str, journal: str) -> tuple[Hosted, Reader]:
+        """The reader of that name, of that journal where one is said; the first where none is."""
         for hosted in self._hosted.values():
             for reader in hosted.readers:
-                if reader.name == name:
+                if reader.name == name and journal in ("", reader.feed.journal):
                     return hosted, reader
+        of = f" of {journal}" if journal else ""
         raise Missing(
             "READER_NOT_HERE",
-            f"Reader {name!r} does not run here.",
+            f"Reader {name!r}{of} does not run here.",
             next_step="`fermion status` lists readers and where they run.",
             reader=name,
+            journal=journal,
         )
 
     def _names(self) -> str:

@@ -33,7 +33,7 @@ from chassis.migrations import migrate
 from chassis.parking import place_operation
 from chassis.postgres import Database
 from chassis.queries import Queries
-from chassis.readers import Reader
+from chassis.readers import Consumer, Folder, Reader
 from chassis.refusals import Invalid, Refused, Unavailable, Violation
 from chassis.relay import Relay
 from chassis.remote import LocalLog, RemoteLog
@@ -65,7 +65,10 @@ class Part:
     relay: Relay
     relay_lease: Lease
     readers: list[Reader]
+    # What its own loops have asked for.
     leases: list[Lease]
+    # Positions that a caller may have seen elsewhere, by journal, and how to wait for each.
+    waits: dict[str, list[Reached]]
     wired: Wired | None = None
 
 
@@ -161,10 +164,17 @@ class Process:
             self.begin(part.relay.run(), f"{name} relay", group)
         self.begin(self._callers.run(), "callers", group)
         for part in self._parts:
-            self._make_readers(part)
-            for lease, reader in zip(part.leases, part.readers, strict=True):
+            assert part.wired is not None
+            for consumer in part.wired.consumers:
+                if self._targets[consumer.source].shard is None:
+                    self._read(part, consumer, f"{consumer.source}/0", group)
+        self.begin(self._read_enrolled(group), "enrolled journals", group)
+        for part in self._parts:
+            assert part.wired is not None
+            for lease in part.leases:
                 self.begin(lease.run(), f"{lease.name} lease", group)
-                self.begin(reader.run(), f"{reader.name} reader", group)
+            for loop in part.wired.loops:
+                self.begin(loop.run(), f"{part.target.name} {loop.name}", group)
         self.begin(self._keep_house(), "housekeeping", group)
         self.begin(self._look(), "figures", group)
         self._show()
@@ -201,6 +211,8 @@ class Process:
                 next_step="Set it, or run `fermion up`, which brings its own PostgreSQL.",
                 variable="FERMION_POSTGRES_DSN",
             )
+        settings = config.load(target.settings, self._environment)
+        shard = "0" if target.shard is None else target.shard(settings)
         database = Database(common.postgres_dsn, name)
         queries = Queries.load(target.folder / "queries.sql")
         book = with_operations(target.book)
@@ -209,14 +221,15 @@ class Process:
             registry=Registry.of((*target.events, events_pb2.DESCRIPTOR)),
             book=book,
             queries=queries,
-            observer=self.metrics.journal(f"{name}/0"),
+            shard=shard,
+            observer=self.metrics.journal(f"{name}/{shard}"),
         )
         seed = common.nats_keys / f"{name}.nk" if common.nats_keys != Path() else None
         bus = Bus(common.nats_url, name, seed)
         lease = Lease(database, f"relay {journal.name}", self._holder, self._clock)
         return Part(
             target,
-            config.load(target.settings, self._environment),
+            settings,
             database,
             journal,
             bus,
@@ -226,10 +239,17 @@ class Process:
             lease,
             [],
             [],
+            {},
         )
 
     def _kernel(self, part: Part) -> Kernel[Any]:
         path = self.common.signing_key
+
+        def lease(name: str) -> Lease:
+            made = Lease(part.database, name, self._holder, self._clock)
+            part.leases.append(made)
+            return made
+
         return Kernel(
             service=part.target.name,
             journal=part.journal,
@@ -239,6 +259,7 @@ class Process:
             callers=self._callers,
             settings=part.settings,
             book=part.book,
+            lease=lease,
             signing_key=SigningKey.load(path) if path != Path() else None,
         )
 
@@ -259,32 +280,47 @@ class Process:
         service = CALLERS_JOURNAL.split("/")[0]
         own = next((part for part in self._parts if part.target.name == service), None)
         registry = Registry.of(self._targets[service].events)
-        log, bus = self._log_of(service, registry, own or self._parts[0])
+        log, bus = self._log_of(CALLERS_JOURNAL, registry, own or self._parts[0])
         return Callers(
             Feed(CALLERS_JOURNAL, log, None if own else bus, registry), self._clock, keys
         )
 
-    def _make_readers(self, part: Part) -> None:
-        assert part.wired is not None
-        for consumer in part.wired.consumers:
-            source = self._targets[consumer.source]
-            own = source.name == part.target.name
-            registry = Registry.of((*source.events, events_pb2.DESCRIPTOR))
-            log: LogSource = LocalLog(part.journal)
-            if not own:
-                log, _ = self._log_of(source.name, registry, part)
-            feed = Feed(f"{source.name}/0", log, None if own else part.bus, registry)
-            lease = Lease(part.database, f"reader {consumer.name}", self._holder, self._clock)
-            part.leases.append(lease)
-            part.readers.append(
-                Reader(consumer, feed, part.journal, part.database, part.queries, lease, registry)
-            )
+    def _read(
+        self, part: Part, consumer: Consumer | Folder, journal: str, group: asyncio.TaskGroup
+    ) -> None:
+        """Let a consumer of a service read a journal from now on."""
+        source = self._targets[consumer.source]
+        own = journal == part.journal.name
+        registry = Registry.of((*source.events, events_pb2.DESCRIPTOR))
+        log, _ = self._log_of(journal, registry, part)
+        feed = Feed(journal, log, None if own else part.bus, registry)
+        lease = Lease(part.database, f"reader {consumer.name} {journal}", self._holder, self._clock)
+        reader = Reader(consumer, feed, part.journal, part.database, part.queries, lease, registry)
+        part.readers.append(reader)
+        if not own:
+            part.waits.setdefault(journal, []).append(reader.reached)
+        self.begin(lease.run(), f"{lease.name} lease", group)
+        self.begin(reader.run(), f"{reader.name} reader of {journal}", group)
 
-    def _log_of(self, service: str, registry: Registry, reader: Part) -> tuple[LogSource, Bus]:
-        """Where a service's old facts come from: this process's own journal, or its owner's call."""
-        for part in self._parts:
-            if part.target.name == service and part is reader:
-                return LocalLog(part.journal), part.bus
+    async def _read_enrolled(self, group: asyncio.TaskGroup) -> None:
+        """Read the journal of each cluster from when it is enrolled, wherever its service is read."""
+        known: set[str] = set()
+        while True:
+            for journal in [name for name in self._callers.directory.journals if name not in known]:
+                known.add(journal)
+                service = journal.split("/")[0]
+                for part in self._parts:
+                    assert part.wired is not None
+                    for consumer in part.wired.consumers:
+                        if consumer.source == service:
+                            self._read(part, consumer, journal, group)
+            await self._callers.moved()
+
+    def _log_of(self, journal: str, registry: Registry, reader: Part) -> tuple[LogSource, Bus]:
+        """Where a journal's old facts come from: this process's own, or its owner's call."""
+        if journal == reader.journal.name:
+            return LocalLog(reader.journal), reader.bus
+        service = journal.split("/")[0]
         address = self._environment.get(f"FERMION_ADDRESS_{service.upper()}") or self.common.address
         channel = self._channels.get(address)
         if channel is None:
@@ -308,7 +344,7 @@ class Process:
                     next_step="Name the folder of the services' tokens in FERMION_SERVICE_TOKENS.",
                 ) from error
 
-        return RemoteLog(channel, f"{service}/0", read_token, registry), reader.bus
+        return RemoteLog(channel, journal, read_token, registry), reader.bus
 
     def _make_server(self) -> Server:
         hosted = {
@@ -320,7 +356,7 @@ class Process:
                 part.target.folder / "migrations" / "rows",
                 part.bus,
                 part.relay,
-                tuple(part.readers),
+                part.readers,
             )
             for part in self._parts
         }
@@ -336,13 +372,10 @@ class Process:
         }
         for part in self._parts:
             assert part.wired is not None
-            waits: dict[str, list[Reached]] = {CALLERS_JOURNAL: [self._callers.reached]}
-            for reader in part.readers:
-                if reader.feed.journal != part.journal.name:
-                    waits.setdefault(reader.feed.journal, []).append(reader.reached)
+            part.waits.setdefault(CALLERS_JOURNAL, []).append(self._callers.reached)
             for mount in part.wired.servicers:
                 mounts.append(mount)
-                reads[mount.service_name] = waits
+                reads[mount.service_name] = part.waits
         return Server(
             door(self._callers, mounts, reads, self.metrics),
             mounts,

@@ -153,7 +153,7 @@ class Door:
             call.caller = self.callers.recognise(call.caller)
             # What is not a name cannot be allowed or denied: the shape of the request comes first,
             # but nobody who is not known learns anything from it.
-            self._validate(request)
+            self.validate(request)
         self.callers.authorise(call.caller, rule, request)
         return call
 
@@ -165,7 +165,8 @@ class Door:
             call.caller = self.callers.recognise(found)
         self.callers.authorise(call.caller, rule, request)
 
-    def _validate(self, request: Message) -> None:
+    def validate(self, request: Message) -> None:
+        """Raise `Invalid` (FIELD_INVALID) where a request breaks a rule of its fields."""
         violations = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
         violations += [
             Violation(_path(found), f"{found.proto.message}", found.proto.rule_id)
@@ -248,7 +249,13 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
-        raise AssertionError(f"{method} takes a stream of requests, which `door` has refused")
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._exchange(method, handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        raise AssertionError(f"{method} gives one answer to a stream, which `rules` has refused")
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         async def answer(request: Message, context: Context) -> Message:
@@ -274,26 +281,67 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
-            began, code = time.perf_counter(), "CANCELLED"
-            try:
+            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
                 call = await self._door.enter(method, request, context)
-                # Sent at once, so that a watcher knows that it watches before anything changes.
-                await context.send_initial_metadata((("x-request-id", call.request_id),))
-                async with aclosing(self._until_closed(behavior(request, call))) as responses:
-                    async for response in responses:
-                        # A watch may go on for days, in which roles and tokens end.
-                        self._door.still(call, request)
-                        yield response
-                context.set_trailing_metadata((("x-request-id", call.request_id), *call.trailing))
-                code = "OK"
-            except Exception as error:
-                status = _status(error, method, False)
-                code = _code_name(status)
-                await _abort(context, status)
-            finally:
-                self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
+                return call, request, behavior(request, call)
+
+            async with aclosing(self._responses(method, context, enter)) as responses:
+                async for response in responses:
+                    yield response
 
         return answer
+
+    def _exchange(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
+        """A stream of requests is let in by its first one, and each of the others is checked."""
+
+        async def answer(
+            requests: AsyncIterator[Message], context: Context
+        ) -> AsyncIterator[Message]:
+            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
+                first = await _first(requests)
+                call = await self._door.enter(method, first, context)
+                return call, first, behavior(self._checked(call, first, requests), call)
+
+            async with aclosing(self._responses(method, context, enter)) as responses:
+                async for response in responses:
+                    yield response
+
+        return answer
+
+    async def _checked(
+        self, call: Call, first: Message, more: AsyncIterator[Message]
+    ) -> AsyncGenerator[Message, None]:
+        yield first
+        async for request in more:
+            self._door.validate(request)
+            self._door.still(call, first)
+            yield request
+
+    async def _responses(
+        self,
+        method: str,
+        context: Context,
+        enter: Callable[[], Awaitable[tuple[Call, Message, AsyncGenerator[Message, None]]]],
+    ) -> AsyncGenerator[Message, None]:
+        """Let a call in, and pass its responses on while it would still be let in."""
+        began, code = time.perf_counter(), "CANCELLED"
+        try:
+            call, first, answers = await enter()
+            # Sent at once, so that a watcher knows that it watches before anything changes.
+            await context.send_initial_metadata((("x-request-id", call.request_id),))
+            async with aclosing(self._until_closed(answers)) as responses:
+                async for response in responses:
+                    # A watch may go on for days, in which roles and tokens end.
+                    self._door.still(call, first)
+                    yield response
+            context.set_trailing_metadata((("x-request-id", call.request_id), *call.trailing))
+            code = "OK"
+        except Exception as error:
+            status = _status(error, method, False)
+            code = _code_name(status)
+            await _abort(context, status)
+        finally:
+            self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
 
     async def _until_closed(
         self, responses: AsyncGenerator[Message, None]
@@ -451,6 +499,20 @@ async def _abort(context: Context, status: status_pb2.Status) -> None:
     told = rpc_status.to_status(status)
     request_id = ("x-request-id", REQUEST_ID.get())
     await context.abort(told.code, told.details, (*told.trailing_metadata, request_id))
+
+
+async def _first(requests: AsyncIterator[Message]) -> Message:
+    """The request that a stream begins with; `Invalid` where none comes in time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(UNARY_SECONDS_MAX):
+            async for request in requests:
+                return request
+    raise Invalid(
+        "FIRST_REQUEST_MISSING",
+        "The call ended, or waited too long, before its first request.",
+        violations=(Violation("", "must begin with a request"),),
+        next_step="Send the first request with the call.",
+    )
 
 
 def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:

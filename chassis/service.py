@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from chassis.callers import Callers
 from chassis.clock import Clock
 from chassis.journal import Book, Journal
 from chassis.keys import SigningKey
+from chassis.lease import Lease
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.readers import Consumer, Folder
@@ -32,6 +33,8 @@ class Kernel(Generic[Settings]):
     callers: Callers
     settings: Settings
     book: Book
+    # Makes a lease of this service by its name, and keeps it from when the loops begin.
+    lease: Callable[[str], Lease]
     # The platform's private key; only where the settings name its file.
     signing_key: SigningKey | None = None
 
@@ -46,6 +49,14 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """Something that a service does all the time; it ends only when it is cancelled."""
+
+    name: str
+    run: Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Wired:
     """What a service is made of."""
 
@@ -53,6 +64,7 @@ class Wired:
     consumers: tuple[Consumer | Folder, ...] = ()
     # Runs once the journal is open and before anybody is served; again at every start.
     begin: Callable[[], Awaitable[None]] | None = None
+    loops: tuple[Loop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +81,6 @@ class Target:
     settings: type[Any]
     book: Book
     wire: Callable[[Kernel[Any]], Wired]
+    # Of the journal that this process holds. Where it hangs on the settings there are several, each
+    # enrolled as a cluster, and whoever reads this service reads them all.
+    shard: Callable[[Any], str] | None = None

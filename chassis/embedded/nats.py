@@ -8,9 +8,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import nkeys
@@ -28,6 +29,7 @@ PAYLOAD_BYTES_MAX: Final = 1024 * 1024
 MEMORY_STORE_BYTES_MAX: Final = 256 * 1024 * 1024
 FILE_STORE_BYTES_MAX: Final = 8 * 1024 * 1024 * 1024
 SHARD: Final = "0"
+NO_SHARDS: Final[Mapping[str, str]] = MappingProxyType({})
 # The user of those who only read facts; no service has its name.
 SUBSCRIBER: Final = "subscriber"
 
@@ -35,9 +37,18 @@ SUBSCRIBER: Final = "subscriber"
 class Nats:
     """A server in a folder: JetStream on files, one key per service, the loopback only."""
 
-    def __init__(self, home: Path, services: Sequence[str], *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        services: Sequence[str],
+        *,
+        port: int | None = None,
+        shards: Mapping[str, str] = NO_SHARDS,
+    ) -> None:
         self.home = home
         self.services = tuple(services)
+        # Of the services whose journal is not the shard 0.
+        self.shards = dict(shards)
         self.process: subprocess.Popen[bytes] | None = None
         self._port = port
         # By its name a server is told from another one that has taken its port.
@@ -128,7 +139,10 @@ class Nats:
     def _configuration(self) -> str:
         """The server's configuration; JSON is a subset of what it reads."""
         users = [
-            {"nkey": self._public(name), "permissions": permissions(name, self.services)}
+            {
+                "nkey": self._public(name),
+                "permissions": permissions(name, self.services, self.shards),
+            }
             for name in (*self.services, SUBSCRIBER)
         ]
         return json.dumps(
@@ -163,15 +177,18 @@ class Nats:
         )
 
 
-def permissions(name: str, services: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def permissions(
+    name: str, services: Sequence[str], shards: Mapping[str, str] = NO_SHARDS
+) -> dict[str, dict[str, list[str]]]:
     """
     What a user may say and hear: a service writes its own stream, everybody reads all.
 
-    Streams are spelled out, for a wildcard of NATS never matches a part of a token.
+    Streams are spelled out, with the shards that are not 0, for a wildcard of NATS never matches a
+    part of a token.
     """
     publish = ["$JS.API.INFO", "$JS.API.STREAM.NAMES"]
     for service in services:
-        stream = f"FERMION_{service}_{SHARD}"
+        stream = f"FERMION_{service}_{shards.get(service, SHARD)}"
         publish += [
             f"$JS.API.STREAM.INFO.{stream}",
             f"$JS.API.STREAM.MSG.GET.{stream}",
@@ -186,7 +203,7 @@ def permissions(name: str, services: Sequence[str]) -> dict[str, dict[str, list[
             # An outsider's consumers end by their inactivity; it takes away nobody else's.
             publish.append(f"$JS.API.CONSUMER.DELETE.{stream}.*")
     if name != SUBSCRIBER:
-        own = f"FERMION_{name}_{SHARD}"
+        own = f"FERMION_{name}_{shards.get(name, SHARD)}"
         publish += [
             f"fermion.{name}.>",
             f"fermion.nudge.{name}.>",

@@ -393,19 +393,23 @@ class RetryParkedFactsRequest(_message.Message):
 
     READER_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     reader: _builtins.str
     """The reader, e.g. `instances/scheduler`."""
     stream: _builtins.str
     """The stream."""
+    journal: _builtins.str
+    """The journal it reads, where it reads several, e.g. those of executors; empty for the first."""
     def __init__(
         self,
         *,
         reader: _builtins.str = ...,
         stream: _builtins.str = ...,
+        journal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reader", b"reader", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "reader", b"reader", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
