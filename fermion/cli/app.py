@@ -12,7 +12,8 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fermion
 from fermion import errors
-from fermion.cli import COMMANDS, EXIT_CODES, SUMMARY
+from fermion.cli import COMMANDS, SUMMARY
+from fermion.cli.pages import Page
 from fermion.cli.spec import OPTION_OF
 
 # The first class that fits says the code; 1 where none does.
@@ -29,10 +30,14 @@ CODES: tuple[tuple[type[errors.Error], int], ...] = (
     (errors.WorkloadFailed, 7),
 )
 
+EPILOGUE = "Exit codes, and what else holds everywhere: fermion --help"
+
 app = App(
     name="fermion",
     help=SUMMARY,
-    help_epilogue=EXIT_CODES,
+    help_epilogue=EPILOGUE,
+    help_format="plaintext",
+    help_formatter=Page(),
     version=fermion.__version__,
     default_parameter=Parameter(negative="", show_default=False),
 )

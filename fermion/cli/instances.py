@@ -91,8 +91,10 @@ def create(
     """
     Create an instance and ask for its start.
 
-    `fermion instances create lab --kind notebook --gpu 1 --memory 32GiB`
-    `fermion instances create own --kind custom --image python:3.12 -- python -m http.server`
+    For example:
+
+        fermion instances create lab --kind notebook --gpu 1 --memory 32GiB
+        fermion instances create own --kind custom --image host -- sleep 1h
     """
     asked, _ = build(wish)
     name = name or show.short(asked.name)

@@ -57,7 +57,7 @@ OutputOption = Annotated[
 ]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Options of every call")
 @dataclass(frozen=True)
 class Options:
     """Where to call, and how to print."""
