@@ -30,6 +30,15 @@ Shown = TypeVar("Shown", bound=Message)
 _NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
 # Reasons as people say them; any other one is shown with the sentence that came with it.
 _SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
+# What can be bounded beside GPUs and workloads.
+_DIMENSIONS = {"cpu_milli": "CPU", "memory_bytes": "memory", "storage_bytes": "storage"}
+_WORKLOADS = {
+    "instance": "instances",
+    "training": "training jobs",
+    "inference": "services",
+    "build": "builds",
+    "tool": "tools",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +238,27 @@ def size(number: int) -> str:
         if number >= length:
             return f"{number / length:.4g} {unit}"
     return str(number)
+
+
+def dimension(name: str) -> str:
+    """What is bounded, held or short, as people call it: `gpu_milli/A100` is GPU A100."""
+    kind, _, key = name.partition("/")
+    match kind, key:
+        case "gpu_milli", "*":
+            return "GPU"
+        case "gpu_milli", _:
+            return f"GPU {key}"
+        case "workloads", _:
+            return _WORKLOADS.get(key, key)
+        case _:
+            return _DIMENSIONS.get(kind, kind)
+
+
+def amount(name: str, number: int) -> str:
+    """An amount of a dimension, in the unit that people count it in."""
+    if name.partition("/")[0].endswith("_milli"):
+        return cores(number)
+    return size(number) if name.endswith("_bytes") else str(number)
 
 
 def age(stamp: Timestamp) -> str:
