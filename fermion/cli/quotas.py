@@ -18,8 +18,7 @@ from fermion.errors import InvalidArgument
 app = App(name="quotas", help="How much projects and users may hold at a time.")
 
 SingleName = Literal["cpu_milli", "memory_bytes", "storage_bytes"]
-KINDS = ("instance", "training", "inference", "build", "tool")
-SINGLE: tuple[SingleName, ...] = ("cpu_milli", "memory_bytes", "storage_bytes")
+KINDS = tuple(show.KINDS)
 # What is written instead of an amount where there shall be no bound.
 NONE = "none"
 SCOPES: Mapping[str, str] = {
@@ -174,17 +173,6 @@ def clear(
         show.one(made, options.output, lambda: _text(made))
 
 
-def amounts(limits: api.Limits) -> dict[str, int]:
-    """Amounts by dimension, as the scheduler names them; what is not bounded is not there."""
-    found = {f"gpu_milli/{model}": limits.gpu_milli[model] for model in sorted(limits.gpu_milli)}
-    for name in SINGLE:
-        if limits.HasField(name):
-            found[name] = getattr(limits, name)
-    return found | {
-        f"workloads/{kind}": limits.workloads[kind] for kind in KINDS if kind in limits.workloads
-    }
-
-
 def _scope(quota: api.Quota) -> str:
     return quota.name.removesuffix("/quota")
 
@@ -192,7 +180,7 @@ def _scope(quota: api.Quota) -> str:
 def _several(quota: api.Quota, prefix: str) -> str:
     """The amounts of one column."""
     found = {}
-    for name, number in amounts(quota.limits).items():
+    for name, number in show.amounts(quota.limits).items():
         if name.startswith(prefix):
             found[name.removeprefix(prefix)] = show.amount(name, number)
     return found[""] if list(found) == [""] else show.pairs(found)
@@ -203,7 +191,7 @@ def _text(quota: api.Quota) -> str:
     all_of = f"{scope.split('/')[0]}/-"
     whose = f"those of {SCOPES[all_of]}" if quota.inherited else "its own"
     whose = SCOPES.get(scope, whose)
-    bounds = amounts(quota.limits)
+    bounds = show.amounts(quota.limits)
     if not bounds:
         return f"{scope}  {whose}: nothing is bounded"
     rows = [(show.dimension(name), show.amount(name, number)) for name, number in bounds.items()]

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 
 Item = TypeVar("Item")
@@ -30,9 +31,9 @@ Shown = TypeVar("Shown", bound=Message)
 _NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
 # Reasons as people say them; any other one is shown with the sentence that came with it.
 _SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
-# What can be bounded beside GPUs and workloads.
-_DIMENSIONS = {"cpu_milli": "CPU", "memory_bytes": "memory", "storage_bytes": "storage"}
-_WORKLOADS = {
+# What can be bounded beside GPUs, and workloads by kind, as people call them.
+DIMENSIONS = {"cpu_milli": "CPU", "memory_bytes": "memory", "storage_bytes": "storage"}
+KINDS = {
     "instance": "instances",
     "training": "training jobs",
     "inference": "services",
@@ -240,6 +241,17 @@ def size(number: int) -> str:
     return str(number)
 
 
+def amounts(limits: projects.Limits) -> dict[str, int]:
+    """Amounts by dimension, as the scheduler names them; what is not said is not there."""
+    found = {f"gpu_milli/{model}": limits.gpu_milli[model] for model in sorted(limits.gpu_milli)}
+    for field, number in limits.ListFields():
+        if field.name in DIMENSIONS:
+            found[field.name] = number
+    return found | {
+        f"workloads/{kind}": limits.workloads[kind] for kind in KINDS if kind in limits.workloads
+    }
+
+
 def dimension(name: str) -> str:
     """What is bounded, held or short, as people call it: `gpu_milli/A100` is GPU A100."""
     kind, _, key = name.partition("/")
@@ -249,9 +261,9 @@ def dimension(name: str) -> str:
         case "gpu_milli", _:
             return f"GPU {key}"
         case "workloads", _:
-            return _WORKLOADS.get(key, key)
+            return KINDS.get(key, key)
         case _:
-            return _DIMENSIONS.get(kind, kind)
+            return DIMENSIONS.get(kind, kind)
 
 
 def amount(name: str, number: int) -> str:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fermion.api.projects import v1 as api
-from fermion.cli import run
-from fermion.cli.quotas import KINDS, SINGLE, Wish, amounts
+from fermion.cli import run, show
+from fermion.cli.quotas import KINDS, Wish
 from fermion.context import Contexts
 from fermion.errors import InvalidArgument
 from tests.unit.fermion.platform import Platform, refuse
@@ -223,9 +223,9 @@ def test_limits_that_are_set_to_none_are_all_gone(limits: api.Limits) -> None:
     )
     assert said.on(limits) == api.Limits()
     assert Wish().on(limits) == limits
-    assert set(amounts(limits)) == {
+    assert set(show.amounts(limits)) == {
         *(f"gpu_milli/{model}" for model in limits.gpu_milli),
-        *(name for name in SINGLE if limits.HasField(name)),
+        *(name for name in show.DIMENSIONS if limits.HasField(name)),
         *(f"workloads/{kind}" for kind in limits.workloads),
     }
 
