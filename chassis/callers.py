@@ -264,10 +264,14 @@ class Callers:
             return
         if rule.role:
             resource = _field(request, rule.resource)
-            if not resource and rule.bare:
+            project = _last(resource, "projects")
+            if rule.bare and (not resource or _about_all(resource)):
                 self._platform(caller, rule.bare)
                 return
-            self._member(caller, rule.role, _last(resource, "projects"))
+            if rule.self and not project and caller.kind == "user":
+                # It is about another user, and no project's role helps with that.
+                self._platform(caller, api.PLATFORM_ROLE_ADMIN)
+            self._member(caller, rule.role, project)
             return
         self._platform(caller, rule.platform)
 
@@ -378,6 +382,11 @@ def _field(message: Message, path: str) -> str:
 def _last(name: str, collection: str) -> str:
     parts = name.split("/")
     return parts[1] if len(parts) >= 2 and parts[0] == collection else ""
+
+
+def _about_all(name: str) -> bool:
+    """Whether a name is about all of a collection, as `projects/-/quota` is."""
+    return name.split("/")[1:2] == ["-"]
 
 
 def _short(name: str) -> str:

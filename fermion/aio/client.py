@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
-from fermion.aio.projects import Keys, Members, Projects, Tokens, Users
+from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
 from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
 from fermion.context import Positions, resolve
@@ -111,6 +111,8 @@ class AsyncClient:
         self.users = Users(self.line("projects"))
         self.tokens = Tokens(self.line("projects"))
         self.keys = Keys(self.line("projects"))
+        self.quotas = Quotas(self.line("projects"))
+        self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
         self.journals = Journals(self.line)
 

@@ -99,6 +99,13 @@ TABLE: Final[Mapping[str, Row]] = {
     "projects.v1.KeyService/GetKeys": everywhere(ANYBODY),
     "projects.v1.KeyService/AddSigningKey": everywhere(ROOT),
     "projects.v1.KeyService/RemoveSigningKey": everywhere(ROOT),
+    "projects.v1.QuotaService/GetQuota": reads("name", "projects/{}/quota"),
+    "projects.v1.QuotaService/ListQuotas": everywhere(USERS),
+    "projects.v1.QuotaService/SetQuota": everywhere(ROOT),
+    "projects.v1.QuotaService/ClearQuota": everywhere(ROOT),
+    "projects.v1.ClusterService/EnrolCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/RetireCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/ListClusters": everywhere(USERS),
     "journal.v1.JournalService/ReadLog": reads("project"),
     "journal.v1.JournalService/ListFacts": reads("project"),
     "journal.v1.JournalService/GetJournal": everywhere(SERVICES),
@@ -129,10 +136,14 @@ ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
     "projects.v1.UserService/CreateToken": ("parent", "users/{}"),
     "projects.v1.UserService/ListTokens": ("parent", "users/{}"),
     "projects.v1.UserService/RevokeToken": ("name", "users/{}/tokens/tok_1"),
+    "projects.v1.QuotaService/GetQuota": ("name", "users/{}/quota"),
 }
 
-# What may be called without naming a project, and by whom.
-WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {"journal.v1.JournalService/ReadLog": SERVICES}
+# What may be called without naming a project, or about all of them, and by whom.
+WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {
+    "journal.v1.JournalService/ReadLog": SERVICES,
+    "projects.v1.QuotaService/GetQuota": USERS,
+}
 
 # How somebody is turned away at the door.
 AWAY: Final = ("TOKEN_MISSING", "PROJECT_ROLE_MISSING", "PLATFORM_ROLE_MISSING")
@@ -241,6 +252,8 @@ async def test_a_request_that_names_no_project_lets_in_no_member(
     if row.field:
         wanted = WITHOUT_A_PROJECT.get(method, row.foreign)
         assert everybody.let_in(method, request_to(method)) == wanted
+        about_all = request_to(method, row.field, row.name.format("-"))
+        assert everybody.let_in(method, about_all) == wanted
 
 
 @pytest.mark.parametrize("method", ABOUT_ONESELF)
@@ -248,11 +261,15 @@ async def test_a_user_calls_about_himself_and_nobody_else(
     everybody: Everybody, method: str
 ) -> None:
     field, name = ABOUT_ONESELF[method]
+    others = TABLE[method].foreign
     for letter in "UBVEP":
         about = request_to(method, field, name.format(f"user-{letter}"))
-        assert everybody.let_in(method, about) == f"{letter}R"
-    for nobody in ("", "users/", "projects/user-U", "users/instances", "users/service:instances"):
-        assert everybody.let_in(method, request_to(method, field, nobody)) == ROOT
+        wanted = "".join(one for one in WHO if one == letter or one in others)
+        assert everybody.let_in(method, about) == wanted
+    for nobody in ("users/", "projects/user-U", "users/instances", "users/service:instances"):
+        assert everybody.let_in(method, request_to(method, field, nobody)) == others
+    nameless = WITHOUT_A_PROJECT.get(method, others)
+    assert everybody.let_in(method, request_to(method, field)) == nameless
 
 
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Any, Any]"
