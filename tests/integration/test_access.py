@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from chassis.callers import NOBODY, Callers, rules
-from chassis.refusals import Denied, Unauthenticated
+from chassis.refusals import Refused
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc as instances_stubs
 from fermion.api.journal import v1 as journal
@@ -134,6 +134,16 @@ ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
 # What may be called without naming a project, and by whom.
 WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {"journal.v1.JournalService/ReadLog": SERVICES}
 
+# Calls about something in one project.
+IN_PROJECTS: Final = [method for method, row in TABLE.items() if row.field]
+
+# What is also answered about a project that was deleted, and to whom.
+KEEP_THE_DELETED: Final[Mapping[str, str]] = {
+    "journal.v1.JournalService/ReadLog": SERVICES,
+    "journal.v1.JournalService/ListFacts": SERVICES,
+    "projects.v1.ProjectService/DeleteProject": ADMINS,
+}
+
 # How somebody is turned away at the door.
 AWAY: Final = ("TOKEN_MISSING", "PROJECT_ROLE_MISSING", "PLATFORM_ROLE_MISSING")
 
@@ -182,14 +192,16 @@ class Everybody:
         return "".join(letter for letter in WHO if self.may(letter, method, request))
 
     def may(self, letter: str, method: str, request: Message) -> bool:
+        """Whether the door lets this one in, be it to hear that there is no such thing."""
+        return self.told(letter, method, request) not in AWAY
+
+    def told(self, letter: str, method: str, request: Message) -> str:
+        """The reason of the refusal at the door; empty where there is none."""
         try:
             self._callers.authorise(self.callers[letter], RULES[method], request)
-        except Unauthenticated:
-            assert letter == "A"
-            return False
-        except Denied:
-            return False
-        return True
+        except Refused as refusal:
+            return refusal.reason
+        return ""
 
 
 @pytest.fixture
@@ -203,7 +215,13 @@ async def everybody() -> AsyncIterator[Everybody]:
         ),
         created("own"),
         created("foreign"),
-        *(member("own", f"user-{letter}", role) for letter, role in ROLES.items()),
+        created("deleted"),
+        *(
+            member(project, f"user-{letter}", role)
+            for project in ("own", "deleted")
+            for letter, role in ROLES.items()
+        ),
+        projects.ProjectDeleted(project="deleted"),
     )
     callers = people.callers()
     async with followed(callers):
@@ -214,6 +232,8 @@ def test_the_table_has_every_call_and_no_other() -> None:
     assert set(TABLE) == set(RULES)
     assert {method for method, rule in RULES.items() if rule.self} == set(ABOUT_ONESELF)
     assert {method for method, rule in RULES.items() if rule.bare} == set(WITHOUT_A_PROJECT)
+    assert {method for method, rule in RULES.items() if rule.gone} == set(KEEP_THE_DELETED)
+    assert {method for method, rule in RULES.items() if rule.role} == set(IN_PROJECTS)
 
 
 def test_the_table_knows_every_file_with_services() -> None:
@@ -233,14 +253,37 @@ async def test_a_call_lets_in_whom_the_table_says(everybody: Everybody, method: 
     assert everybody.let_in(method, unknown) == row.foreign
 
 
-@pytest.mark.parametrize("method", TABLE)
-async def test_a_request_that_names_no_project_lets_in_no_member(
+@pytest.mark.parametrize("method", IN_PROJECTS)
+async def test_a_project_that_is_not_there_is_told_only_to_those_who_see_all(
     everybody: Everybody, method: str
 ) -> None:
     row = TABLE[method]
-    if row.field:
-        wanted = WITHOUT_A_PROJECT.get(method, row.foreign)
-        assert everybody.let_in(method, request_to(method)) == wanted
+    for gone in ("unknown", "deleted"):
+        request = request_to(method, row.field, row.name.format(gone))
+        after_all = KEEP_THE_DELETED.get(method, "") if gone == "deleted" else ""
+        for letter in WHO:
+            told = everybody.told(letter, method, request)
+            if letter in after_all:
+                assert told == ""
+            elif letter in row.foreign:
+                assert told == "PROJECT_NOT_FOUND"
+            else:
+                assert told == ("TOKEN_MISSING" if letter == "A" else "PROJECT_ROLE_MISSING")
+
+
+@pytest.mark.parametrize("method", IN_PROJECTS)
+async def test_a_request_that_names_no_project_lets_in_nobody(
+    everybody: Everybody, method: str
+) -> None:
+    row, bare = TABLE[method], WITHOUT_A_PROJECT.get(method, "")
+    for name in ("", "users/ada", "projects", "projects/"):
+        request = request_to(method, row.field, name)
+        for letter in WHO[1:]:
+            told = everybody.told(letter, method, request)
+            if name or not bare:
+                assert told == "FIELD_INVALID"
+            else:
+                assert told == ("" if letter in bare else "PLATFORM_ROLE_MISSING")
 
 
 @pytest.mark.parametrize("method", ABOUT_ONESELF)
