@@ -32,6 +32,7 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from protovalidate import Validator
 
+from chassis import listening
 from chassis.callers import ANONYMOUS, NOBODY, Caller, Callers, rules
 from chassis.envelope import Meta
 from chassis.journal import Request
@@ -49,6 +50,8 @@ from chassis.telemetry import REQUEST_ID, Metrics, current_traceparent
 from fermion.api.projects import v1 as projects
 
 DOMAIN: Final = "fermion"
+LISTEN: Final = "FERMION_LISTEN"
+SOCKETS: Final = ("unix:", "unix-abstract:")
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
@@ -397,15 +400,12 @@ class Server:
         reflection.enable_server_reflection(
             (*self.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        if not listen.startswith(SOCKETS):
+            listening.check(LISTEN, listen)
         try:
             self.port = self._server.add_insecure_port(listen)
         except RuntimeError as error:
-            raise Refused(
-                "LISTEN_FAILED",
-                f"The server cannot listen on {listen} ({error}).",
-                next_step="Is another program there? Say another address in FERMION_LISTEN.",
-                listen=listen,
-            ) from error
+            raise listening.taken(LISTEN, listen) from error
 
     async def start(self) -> None:
         """Open the port and say that every service is there."""
