@@ -306,9 +306,20 @@ async def test_a_nul_is_refused_before_a_service_sees_it(house: House) -> None:
     assert (refusal.reason, refusal.fields) == ("FIELD_INVALID", ("project.description",))
 
 
-async def test_a_message_of_more_than_4_mib_is_refused(house: House) -> None:
+async def test_a_message_of_more_than_4_mib_is_refused_with_its_size(house: House) -> None:
     request = api.CreateProjectRequest(project_id="new")
     request.project.description = "x" * rpc.MESSAGE_BYTES_MAX
+    refusal = await house.refused(house.projects.CreateProject(request, metadata=house.as_ada()))
+    assert (refusal.code, refusal.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MESSAGE_TOO_LARGE",
+    )
+    assert refusal.arguments["bytes"] == str(request.ByteSize())
+    assert refusal.arguments["bytes_max"] == str(4 * 1024 * 1024)
+    # Whoever is not known learns nothing of it.
+    assert (await house.refused(house.projects.CreateProject(request))).reason == "TOKEN_MISSING"
+    # What is absurd is not read at all.
+    request.project.description = "x" * rpc.TRANSPORT_BYTES_MAX
     refusal = await house.refused(house.projects.CreateProject(request, metadata=house.as_ada()))
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert house.guest.seen == []
