@@ -21,7 +21,7 @@ from chassis import envelope
 from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place
-from chassis.refusals import Exists, Missing, Refused
+from chassis.refusals import Denied, Exists, Missing, Refused
 from fermion.api.projects import v1 as api
 from services.projects import enrolment, quota
 from services.projects.quota import Quota
@@ -145,32 +145,47 @@ def register(
 
 
 def change_user(
-    now: User, *, profile: bool, platform_role: api.PlatformRole.ValueType | None, etag: str
+    now: tuple[User, User],
+    *,
+    profile: bool,
+    platform_role: api.PlatformRole.ValueType | None,
+    etag: str,
 ) -> list[Fact]:
     """Count a change of the profile, which lives elsewhere, and set the platform role."""
-    _there_user(now)
-    must_be_seen(etag, now.generation)
+    user, actor = now
+    _there_user(user)
+    must_be_seen(etag, user.generation)
     facts: list[Fact] = []
-    role = now.platform_role if platform_role is None else platform_role
-    if profile or role != now.platform_role:
-        facts.append(api.UserProfileChanged(uid=now.uid, generation=now.generation + 1))
-    if role != now.platform_role:
-        facts.append(api.PlatformRoleSet(uid=now.uid, platform_role=role))
+    role = user.platform_role if platform_role is None else platform_role
+    if role != user.platform_role:
+        _another_admin(user, actor, "You cannot change your own platform role.")
+    if profile or role != user.platform_role:
+        facts.append(api.UserProfileChanged(uid=user.uid, generation=user.generation + 1))
+    if role != user.platform_role:
+        facts.append(api.PlatformRoleSet(uid=user.uid, platform_role=role))
     return facts
 
 
-def delete_user(now: User, *, etag: str, actor: str) -> list[Fact]:
-    """Take a user out for good; nobody takes himself out, so one admin is always left."""
+def delete_user(now: tuple[User, User], *, etag: str) -> list[Fact]:
+    """Take a user out for good."""
+    user, actor = now
+    _there_user(user)
+    must_be_seen(etag, user.generation)
+    _another_admin(user, actor, "You cannot delete yourself.")
+    return [api.UserDeleted(uid=user.uid)]
+
+
+def first_admin(now: User, *, uid: str, user: str) -> list[Fact]:
+    """Make an admin of the one whom the settings name; asked only where there is none at all."""
+    if not now.uid:
+        return register(now, uid=uid, user=user, platform_role=api.PLATFORM_ROLE_ADMIN)
     _there_user(now)
-    must_be_seen(etag, now.generation)
-    if actor == now.uid:
-        raise Refused(
-            "USER_IS_CALLER",
-            "You cannot delete yourself.",
-            next_step="Ask another platform admin.",
-            user=now.user,
-        )
-    return [api.UserDeleted(uid=now.uid)]
+    if now.platform_role == api.PLATFORM_ROLE_ADMIN:
+        return []
+    return [
+        api.UserProfileChanged(uid=now.uid, generation=now.generation + 1),
+        api.PlatformRoleSet(uid=now.uid, platform_role=api.PLATFORM_ROLE_ADMIN),
+    ]
 
 
 def view_user(user: User, display_name: str, email: str) -> api.User:
@@ -621,6 +636,26 @@ def _active(project: Project) -> None:
 def _there_user(user: User) -> None:
     if not user.uid or user.deleted:
         raise user_missing(user.user)
+
+
+def _another_admin(user: User, actor: User, sentence: str) -> None:
+    """
+    Only another admin takes a user out or changes his role, so one admin is always left.
+
+    The actor is read with the user: of two admins who take each other's role at once, the later
+    one is none any more.
+    """
+    if actor.uid == user.uid:
+        raise Refused(
+            "USER_IS_CALLER", sentence, next_step="Ask another platform admin.", user=user.user
+        )
+    if actor.deleted or actor.platform_role != api.PLATFORM_ROLE_ADMIN:
+        raise Denied(
+            "PLATFORM_ROLE_MISSING",
+            "This call needs the platform role ADMIN, and yours was taken away.",
+            next_step="Ask a platform admin.",
+            needed="ADMIN",
+        )
 
 
 def _keeps_admin(project: Project, user_uid: str) -> None:

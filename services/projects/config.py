@@ -14,7 +14,9 @@ class Settings:
     """Who is first, where work may run, and who has to have left before a project is deleted."""
 
     admin: str = setting(
-        "FERMION_ADMIN", "", "Uid of the first platform admin, registered at start if unknown."
+        "FERMION_ADMIN",
+        "",
+        "Uid of the user who is made platform admin at a start that finds none.",
     )
     vacated_by: tuple[str, ...] = setting(
         "FERMION_PROJECTS_VACATED_BY",

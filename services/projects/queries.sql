@@ -124,6 +124,12 @@ SELECT a.*, p.display_name, p.email
   LEFT JOIN profile AS p USING (uid)
  WHERE a.uid = $1;
 
+-- find_admin: Read one of those who have a platform role, if there is any.
+SELECT a.uid
+  FROM account AS a
+ WHERE a.platform_role = $1
+ LIMIT 1;
+
 -- list_users_by_name: Read a page of users, by name.
 SELECT a.*, p.display_name, p.email
   FROM account AS a

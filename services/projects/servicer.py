@@ -182,9 +182,7 @@ class UserServicer(_Servicer, service_pb2_grpc.UserServiceServicer):
             platform_role=role or None,
             etag=request.etag,
         )
-        user = await self._decide(
-            request, context, f"user/{before.uid}", aggregate.fold_user, decide, self._preview
-        )
+        user = await self._as_another(request, context, before.uid, decide)
         if profile and not request.validate_only:
             await self._write_profile(user.uid, display_name, email)
         return api.UpdateUserResponse(user=aggregate.view_user(user, display_name, email))
@@ -194,10 +192,8 @@ class UserServicer(_Servicer, service_pb2_grpc.UserServiceServicer):
     ) -> api.DeleteUserResponse:
         """Take a user out for good, then forget the person; a start forgets what a crash left."""
         uid = await self._user_uid(request.name)
-        decide = partial(aggregate.delete_user, etag=request.etag, actor=caller(context).uid)
-        await self._decide(
-            request, context, f"user/{uid}", aggregate.fold_user, decide, self._preview
-        )
+        decide = partial(aggregate.delete_user, etag=request.etag)
+        await self._as_another(request, context, uid, decide)
         if not request.validate_only:
             await self._database.execute(self._queries["forget_profile"], uid)
         return api.DeleteUserResponse()
@@ -296,6 +292,24 @@ class UserServicer(_Servicer, service_pb2_grpc.UserServiceServicer):
             ),
         )
         return api.RevokeTokenResponse(token=aggregate.view_token(token, user))
+
+    async def _as_another(
+        self,
+        request: Message,
+        context: Context,
+        uid: str,
+        decide: Callable[[tuple[User, User]], Sequence[Fact]],
+    ) -> User:
+        """Decide on a user together with the one who asks."""
+        user, _ = await self._decide(
+            request,
+            context,
+            (f"user/{uid}", f"user/{caller(context).uid}"),
+            lambda users, actors: (aggregate.fold_user(users), aggregate.fold_user(actors)),
+            decide,
+            lambda before, facts: (self._preview(before[0], facts), before[1]),
+        )
+        return user
 
     async def _find(self, name: str) -> api.User:
         user = name.removeprefix("users/")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
 from chassis.command import transact
 from chassis.envelope import Meta
 from chassis.journal import Book
-from chassis.refusals import Exists
+from chassis.refusals import Refused
 from chassis.service import Kernel, Mount, Target, Wired
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import events_pb2, service_pb2_grpc
@@ -24,6 +25,8 @@ from services.projects.servicer import (
 )
 
 FIRST_ADMIN = "admin"
+
+_log = logging.getLogger(__name__)
 
 
 def wire(kernel: Kernel[Settings]) -> Wired:
@@ -47,6 +50,12 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 meta=meta,
             )
 
+    async def begin_people() -> None:
+        if kernel.settings.admin and not await kernel.database.fetch(
+            kernel.queries["find_admin"], api.PLATFORM_ROLE_ADMIN
+        ):
+            await first_admin(kernel.settings.admin)
+
     async def begin_clusters() -> None:
         for uid in kernel.settings.clusters:
             await transact(
@@ -57,25 +66,24 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 meta=meta,
             )
 
-    async def begin_people() -> None:
-        admin = kernel.settings.admin
-        if admin:
-            try:
-                await transact(
-                    kernel.journal,
-                    f"user/{admin}",
-                    aggregate.fold_user,
-                    partial(
-                        aggregate.register,
-                        uid=admin,
-                        user=FIRST_ADMIN,
-                        platform_role=api.PLATFORM_ROLE_ADMIN,
-                    ),
-                    meta=meta,
-                )
-            except Exists:
-                # Another uid has been the first admin; who is one now is decided by admins.
-                return
+    async def first_admin(uid: str) -> None:
+        """Give the platform to the one whom the settings name."""
+        try:
+            await transact(
+                kernel.journal,
+                f"user/{uid}",
+                aggregate.fold_user,
+                partial(aggregate.first_admin, uid=uid, user=FIRST_ADMIN),
+                meta=meta,
+            )
+        except Refused as refusal:
+            # Everybody else is served as before; only nobody administers.
+            _log.error(
+                "nobody is a platform admin, and %s cannot be made one: %s "
+                "Name the uid of a user who is there in FERMION_ADMIN, and start again.",
+                uid,
+                refusal,
+            )
 
     return Wired(
         servicers=(

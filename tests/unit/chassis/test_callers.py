@@ -17,7 +17,7 @@ from chassis.envelope import Recorded
 from chassis.feed import Feed
 from chassis.journal import Page
 from chassis.keys import SigningKey
-from chassis.refusals import Denied, Refused, Unauthenticated, Unavailable
+from chassis.refusals import Denied, Missing, Refused, Unauthenticated, Unavailable
 from fermion.api.journal import v1 as journal
 from fermion.api.projects import v1 as api
 from tests.people import REGISTRY, SECONDS_MAX, People, created, followed, member, registered, uid
@@ -146,6 +146,44 @@ async def test_a_foreign_an_unknown_and_a_deleted_project_are_told_alike(
         assert refusal.reason == "PROJECT_ROLE_MISSING"
         told.add(f"{refusal} {refusal.next_step} {refusal.arguments}".replace(project, "X"))
     assert len(told) == 1
+
+
+async def test_an_admin_hears_what_is_not_there_and_reads_what_is_left_of_the_deleted(
+    people: People, callers: Callers
+) -> None:
+    root = who(callers, people.token(uid("root")))
+    service = who(callers, people.token("service:billing", "service"))
+    ada = who(callers, people.token(uid("ada")))
+    callers.authorise(root, VIEW, ACME)
+    deleted = api.ProjectDeleted(project="acme", uid="proj")
+    assert await callers.reached(await people.say(deleted), SECONDS_MAX)
+    for caller in (root, service):
+        with pytest.raises(Missing) as error:
+            callers.authorise(caller, VIEW, ACME)
+        assert error.value.reason == "PROJECT_NOT_FOUND"
+    for gone, those in {
+        api.PLATFORM_ROLE_USER: (root, service, ada),
+        api.PLATFORM_ROLE_SERVICE: (root, service),
+        api.PLATFORM_ROLE_ADMIN: (root,),
+    }.items():
+        rule = api.Access(role=api.ROLE_VIEWER, resource="name", gone=gone)
+        for caller in (root, service, ada):
+            if caller in those:
+                callers.authorise(caller, rule, ACME)
+                continue
+            with pytest.raises(Refused):
+                callers.authorise(caller, rule, ACME)
+        with pytest.raises(Missing):
+            callers.authorise(root, rule, api.GetProjectRequest(name="projects/never"))
+
+
+async def test_every_project_at_once_is_asked_for_by_those_who_see_all(
+    people: People, callers: Callers
+) -> None:
+    everything = api.GetProjectRequest(name="projects/-/quota")
+    callers.authorise(who(callers, people.token(uid("root"))), VIEW, everything)
+    with pytest.raises(Denied):
+        callers.authorise(who(callers, people.token(uid("ada"))), VIEW, everything)
 
 
 async def test_members_still_read_an_archived_project(people: People, callers: Callers) -> None:
@@ -361,6 +399,7 @@ def test_a_call_without_a_rule_is_refused_at_start() -> None:
         ("Bareless", api.Access(platform=api.PLATFORM_ROLE_USER, bare=api.PLATFORM_ROLE_SERVICE)),
         ("Elsewhere", api.Access(role=api.ROLE_BILLING_VIEWER, resource="parent")),
         ("Deeper", api.Access(role=api.ROLE_BILLING_VIEWER, resource="name.more")),
+        ("Goneless", api.Access(platform=api.PLATFORM_ROLE_USER, gone=api.PLATFORM_ROLE_ADMIN)),
         ("Selfless", api.Access(platform=api.PLATFORM_ROLE_ADMIN, self="user")),
     ],
 )

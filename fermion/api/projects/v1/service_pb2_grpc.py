@@ -563,6 +563,7 @@ class ProjectServiceServicer:
 
     def DeleteProject(self, request, context):
         """Deletes an archived project in which nothing lives any more.
+        Who deleted it and has lost the answer is answered again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -173,7 +173,9 @@ class ProjectServiceStub:
     ArchiveProject: _grpc.UnaryUnaryMultiCallable[_service_pb2.ArchiveProjectRequest, _service_pb2.ArchiveProjectResponse]
     """Refuses new work and stops what lives."""
     DeleteProject: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteProjectRequest, _service_pb2.DeleteProjectResponse]
-    """Deletes an archived project in which nothing lives any more."""
+    """Deletes an archived project in which nothing lives any more.
+    Who deleted it and has lost the answer is answered again.
+    """
     SetMember: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetMemberRequest, _service_pb2.SetMemberResponse]
     """Gives a user a role, or another one."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListMembersRequest, _service_pb2.ListMembersResponse]
@@ -199,7 +201,9 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     ArchiveProject: _aio.UnaryUnaryMultiCallable[_service_pb2.ArchiveProjectRequest, _service_pb2.ArchiveProjectResponse]  # type: ignore[assignment]
     """Refuses new work and stops what lives."""
     DeleteProject: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteProjectRequest, _service_pb2.DeleteProjectResponse]  # type: ignore[assignment]
-    """Deletes an archived project in which nothing lives any more."""
+    """Deletes an archived project in which nothing lives any more.
+    Who deleted it and has lost the answer is answered again.
+    """
     SetMember: _aio.UnaryUnaryMultiCallable[_service_pb2.SetMemberRequest, _service_pb2.SetMemberResponse]  # type: ignore[assignment]
     """Gives a user a role, or another one."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_service_pb2.ListMembersRequest, _service_pb2.ListMembersResponse]  # type: ignore[assignment]
@@ -264,7 +268,9 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DeleteProjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DeleteProjectResponse, _abc.Awaitable[_service_pb2.DeleteProjectResponse]]:
-        """Deletes an archived project in which nothing lives any more."""
+        """Deletes an archived project in which nothing lives any more.
+        Who deleted it and has lost the answer is answered again.
+        """
 
     @_abc_1.abstractmethod
     def SetMember(

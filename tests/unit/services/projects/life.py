@@ -71,14 +71,14 @@ def register(uid: str, role: api.PlatformRole.ValueType) -> Step:
     return lambda life: aggregate.register(life.user(uid), uid=uid, user=name, platform_role=role)
 
 
-def change_user(uid: str, role: api.PlatformRole.ValueType) -> Step:
+def change_user(uid: str, role: api.PlatformRole.ValueType, actor: str) -> Step:
     return lambda life: aggregate.change_user(
-        life.user(uid), profile=True, platform_role=role, etag=""
+        (life.user(uid), life.user(actor)), profile=True, platform_role=role, etag=""
     )
 
 
-def delete_user(uid: str) -> Step:
-    return lambda life: aggregate.delete_user(life.user(uid), etag="", actor="user_root")
+def delete_user(uid: str, actor: str) -> Step:
+    return lambda life: aggregate.delete_user((life.user(uid), life.user(actor)), etag="")
 
 
 def create(life: Life) -> Sequence[Message]:
@@ -148,8 +148,8 @@ limits = st.builds(
 
 PEOPLES_STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(register, people, platform_roles),
-    st.builds(change_user, people, platform_roles),
-    st.builds(delete_user, people),
+    st.builds(change_user, people, platform_roles, people),
+    st.builds(delete_user, people, people),
     st.just(create),
     st.builds(change, st.sampled_from(["One", "Two"])),
     st.builds(set_member, people, roles),
@@ -170,7 +170,7 @@ STEPS = st.one_of(PEOPLES_STEPS, LIMITS_STEPS, CLUSTERS_STEPS)
 def lived(steps: Sequence[Step]) -> Life:
     """Take steps one after another, after a beginning without which nothing happens."""
     life = Life()
-    for step in (register("user_ada", api.PLATFORM_ROLE_USER), create, *steps):
+    for step in (register("user_ada", api.PLATFORM_ROLE_ADMIN), create, *steps):
         life.take(step)
     return life
 
@@ -181,7 +181,7 @@ TURNS: tuple[tuple[Step, ...], ...] = (
     (
         register("user_bob", api.PLATFORM_ROLE_USER),
         bound("users/user_bob", api.Limits(cpu_milli=4000)),
-        delete_user("user_bob"),
+        delete_user("user_bob", "user_ada"),
     ),
     (bound("projects/-", api.Limits(cpu_milli=8000)), unbound("projects/-")),
     (enrol(CLUSTERS[0]), retire(CLUSTERS[0])),
