@@ -18,11 +18,21 @@ from chassis.clock import Clock
 from chassis.envelope import Recorded
 from chassis.feed import Feed, NewLineage
 from chassis.keys import PublicKey, Verifier
-from chassis.refusals import Denied, Refused, Unauthenticated, Unavailable
+from chassis.refusals import (
+    Denied,
+    Invalid,
+    Missing,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+    Violation,
+)
 from fermion.api.projects import v1 as api
 
 JOURNAL: Final = "projects/0"
 ANONYMOUS: Final = "anonymous"
+# Stands for every project, where a call's own rule allows it (AIP-159).
+ALL: Final = "-"
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +83,16 @@ class Directory:
     Users, projects, roles, revoked tokens, keys and clusters, folded from the projects journal.
 
     An archived project is still read by its members, and what may still be changed in it is decided
-    by the service that owns it; a deleted one is as one that never was.
+    by the service that owns it. A deleted one is as one that never was, but for the calls whose
+    rule says who may still make them.
     """
 
     verifier: Verifier = field(default_factory=Verifier)
     users: dict[str, KnownUser] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     projects: dict[str, KnownProject] = field(default_factory=dict)
+    # Deleted ones, with the roles of their ends.
+    gone: dict[str, KnownProject] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
     # Journals of executors, also of those whose clusters are retired: they are read to their ends.
     journals: dict[str, None] = field(default_factory=dict)
@@ -95,12 +108,12 @@ class Directory:
             case api.UserDeleted() as said:
                 gone = self.users.pop(said.uid)
                 self.names.pop(gone.name, None)
-                for project in self.projects.values():
+                for project in (*self.projects.values(), *self.gone.values()):
                     project.roles.pop(said.uid, None)
             case api.ProjectCreated() as said:
                 self.projects[said.project] = KnownProject(said.uid)
             case api.ProjectDeleted() as said:
-                self.projects.pop(said.project, None)
+                self.gone[said.project] = self.projects.pop(said.project)
             case api.MemberSet() as said:
                 self.projects[said.project].roles[said.user_uid] = said.role
             case api.MemberRemoved() as said:
@@ -238,18 +251,13 @@ class Callers:
             user=caller.uid,
         )
 
-    def project_uid(self, project: str) -> str | None:
-        """The uid of a project that is there; None where there is none, or none any more."""
-        known = self.directory.projects.get(project)
-        return None if known is None else known.uid
-
-    def role(self, user_uid: str, project: str) -> int:
-        """The role of a user in a project; unspecified where there is none."""
-        known = self.directory.projects.get(project)
-        return api.ROLE_UNSPECIFIED if known is None else known.roles.get(user_uid, 0)
-
     def authorise(self, caller: Caller, rule: api.Access, request: Message) -> None:
-        """Let an RPC through, or raise `Denied` or `Unauthenticated`."""
+        """
+        Let an RPC through, or raise `Denied` or `Unauthenticated`.
+
+        Who is let in anywhere is told what is not there: `Missing` (PROJECT_NOT_FOUND). Whoever is
+        no member hears of a foreign project what he would hear of one that never was.
+        """
         if rule.platform == api.PLATFORM_ROLE_ANONYMOUS:
             return
         if caller.kind == ANONYMOUS:
@@ -258,47 +266,80 @@ class Callers:
                 "This call needs a token.",
                 next_step="Send one as `authorization: Bearer …`; `fermion tokens create` issues one.",
             )
-        if caller.platform_role == api.PLATFORM_ROLE_ADMIN:
-            return
         if rule.self and _last(_field(request, rule.self), "users") == caller.user != "":
             return
-        if rule.role:
-            resource = _field(request, rule.resource)
-            if not resource and rule.bare:
-                self._platform(caller, rule.bare)
-                return
-            self._member(caller, rule.role, _last(resource, "projects"))
+        if not rule.role:
+            self._platform(caller, rule.platform)
             return
-        self._platform(caller, rule.platform)
+        resource = _field(request, rule.resource)
+        if rule.bare and (not resource or _about_all(resource)):
+            self._platform(caller, rule.bare)
+            return
+        if rule.self and not _last(resource, "projects"):
+            # It is about another user, and no project's role helps with that.
+            if not _may(caller, rule.role, None):
+                self._platform(caller, api.PLATFORM_ROLE_ADMIN)
+            return
+        self._project(caller, rule, resource)
 
     def _platform(self, caller: Caller, least: int) -> None:
-        if least == api.PLATFORM_ROLE_USER:
-            return
-        if least == api.PLATFORM_ROLE_SERVICE and caller.kind == "service":
-            return
-        raise Denied(
-            "PLATFORM_ROLE_MISSING",
-            f"This call needs the platform role {_short(api.PlatformRole.Name(least))}.",  # type: ignore[arg-type]
-            next_step="Ask a platform admin.",
-            needed=_short(api.PlatformRole.Name(least)),  # type: ignore[arg-type]
-        )
+        if not _has(caller, least):
+            raise Denied(
+                "PLATFORM_ROLE_MISSING",
+                f"This call needs the platform role {_short(api.PlatformRole.Name(least))}.",  # type: ignore[arg-type]
+                next_step="Ask a platform admin.",
+                needed=_short(api.PlatformRole.Name(least)),  # type: ignore[arg-type]
+            )
 
-    def _member(self, caller: Caller, least: int, project: str) -> None:
-        if caller.kind == "service":
-            # Services read anywhere and write nowhere: what they decide, they decide on facts.
-            if least <= api.ROLE_VIEWER:
-                return
-        elif least in _INCLUDES.get(self.role(caller.uid, project), frozenset()):
+    def _project(self, caller: Caller, rule: api.Access, resource: str) -> None:
+        project = _last(resource, "projects")
+        if not project:
+            wanted = "must be the name of something in a project: projects/{project}…"
+            raise Invalid(
+                "FIELD_INVALID",
+                f"{rule.resource} is {resource!r}; it {wanted}.",
+                violations=(Violation(rule.resource, wanted, "access.resource"),),
+                next_step="Correct the fields named in the details.",
+                field=rule.resource,
+                value=resource,
+                rule="access.resource",
+            )
+        known = self.directory.projects.get(project)
+        past = self.directory.gone.get(project) if known is None and rule.gone else None
+        if past is not None and _has(caller, rule.gone) and _may(caller, rule.role, past):
             return
-        needed = _short(api.Role.Name(least))  # type: ignore[arg-type]
-        raise Denied(
-            "PROJECT_ROLE_MISSING",
-            f"This call needs the role {needed} in project {project!r}, or there is no such project.",
-            next_step=f"Ask an admin of the project: fermion members set USER {needed.lower()} "
-            f"-p {project}",
-            project=project,
-            needed=needed,
-        )
+        if not _may(caller, rule.role, known):
+            raise _no_role(rule.role, project)
+        if known is None and project != ALL:
+            raise Missing(
+                "PROJECT_NOT_FOUND",
+                f"There is no project {project!r}.",
+                next_step="`fermion projects list` shows those that are there; "
+                f"`fermion projects create {project}` makes one.",
+                project=project,
+            )
+
+
+def _may(caller: Caller, least: int, project: KnownProject | None) -> bool:
+    """Whether a caller may do in a project what needs a role there; None for one that is not there."""
+    if caller.platform_role == api.PLATFORM_ROLE_ADMIN:
+        return True
+    if caller.kind == "service":
+        # Services read anywhere and write nowhere: what they decide, they decide on facts.
+        return least <= api.ROLE_VIEWER
+    role = api.ROLE_UNSPECIFIED if project is None else project.roles.get(caller.uid, 0)
+    return least in _INCLUDES.get(role, frozenset())
+
+
+def _has(caller: Caller, least: int) -> bool:
+    """Whether a caller has a role on the platform."""
+    match least:
+        case api.PLATFORM_ROLE_USER:
+            return True
+        case api.PLATFORM_ROLE_SERVICE:
+            return caller.kind == "service" or caller.platform_role == api.PLATFORM_ROLE_ADMIN
+        case _:
+            return caller.platform_role == api.PLATFORM_ROLE_ADMIN
 
 
 def rules(service_names: Iterable[str]) -> dict[str, api.Access]:
@@ -336,7 +377,7 @@ def rule_of(method: MethodDescriptor) -> api.Access:
     rule = options.Extensions[api.access]
     if bool(rule.role) == bool(rule.platform):
         raise _wrong(method, "asks for neither or both of a project's and a platform's role")
-    if bool(rule.role) != bool(rule.resource) or (rule.bare and not rule.role):
+    if bool(rule.role) != bool(rule.resource) or ((rule.bare or rule.gone) and not rule.role):
         raise _wrong(method, "asks for a project's role and names no project, or the other way")
     for path in (rule.resource, rule.self):
         if path and not _is_text(method.input_type, path):
@@ -363,6 +404,18 @@ def _is_text(message: Descriptor, path: str) -> bool:
     return found.message_type is not None and _is_text(found.message_type, rest)
 
 
+def _no_role(least: int, project: str) -> Denied:
+    needed = _short(api.Role.Name(least))  # type: ignore[arg-type]
+    return Denied(
+        "PROJECT_ROLE_MISSING",
+        f"This call needs the role {needed} in project {project!r}, or there is no such project.",
+        next_step=f"Ask an admin of the project: fermion members set USER {needed.lower()} "
+        f"-p {project}",
+        project=project,
+        needed=needed,
+    )
+
+
 def _behind() -> Unavailable:
     return Unavailable(
         "CALLERS_BEHIND",
@@ -378,6 +431,11 @@ def _field(message: Message, path: str) -> str:
 def _last(name: str, collection: str) -> str:
     parts = name.split("/")
     return parts[1] if len(parts) >= 2 and parts[0] == collection else ""
+
+
+def _about_all(name: str) -> bool:
+    """Whether a name is about all of a collection, as `projects/-/quota` is."""
+    return name.split("/")[1:2] == ["-"]
 
 
 def _short(name: str) -> str:

@@ -79,6 +79,18 @@ def load(cls: type[Settings], environment: Mapping[str, str]) -> Settings:
     return cls(**values)
 
 
+def wrong(variable: str, value: str, rule: str) -> Invalid:
+    """Say that a setting has a value that it cannot have."""
+    return Invalid(
+        "SETTING_INVALID",
+        f"{variable} is {value!r}; it {rule}.",
+        violations=(Violation(variable, rule),),
+        next_step="Run `python -m services config` for all settings and their defaults.",
+        variable=variable,
+        value=value,
+    )
+
+
 def table(classes: Mapping[str, type[object]]) -> str:
     """Explain every setting: variable, default, what it does."""
     lines = []
@@ -130,11 +142,4 @@ def _parse(variable: str, text: str, kind: object, least: float | None) -> objec
             raise ValueError(text)
         return value
     except ValueError as error:
-        raise Invalid(
-            "SETTING_INVALID",
-            f"{variable} is {text!r}; it {rule}.",
-            violations=(Violation(variable, rule),),
-            next_step="Run `python -m services config` for all settings and their defaults.",
-            variable=variable,
-            value=text,
-        ) from error
+        raise wrong(variable, text, rule) from error

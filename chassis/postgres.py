@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from chassis.refusals import Unavailable
+from chassis.refusals import Invalid, Unavailable, Violation
 
 Record: TypeAlias = asyncpg.Record
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -20,7 +20,7 @@ STATEMENT_SECONDS_MAX = 30.0
 CONNECT_SECONDS_MAX = 5.0
 
 # What a lost, refused or half-open connection looks like, asyncpg's own state errors included; and
-# a server that cannot work just now: shutting down, out of room, or a standby by now.
+# a server that cannot work just now: shutting down, out of room, a standby by now, or without us.
 LOST = (
     OSError,
     EOFError,
@@ -32,6 +32,9 @@ LOST = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # Of a database that is being set up beside us.
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
 )
 
 
@@ -80,8 +83,8 @@ class Database:
         return f"{self.schema}, {self.rows_schema}"
 
     async def open(self, *, pool_size: int = 8) -> None:
-        """Open the pool; `Unavailable` where there is no database."""
-        try:
+        """Open the pool; `Unavailable` where there is no database, `Invalid` where the DSN is none."""
+        with _reaching():
             self._pool = await asyncpg.create_pool(
                 self.dsn,
                 min_size=1,
@@ -91,8 +94,6 @@ class Database:
                 reset=_keep,
                 server_settings=self._settings("pool"),
             )
-        except LOST as error:
-            raise unavailable(error) from error
 
     async def close(self) -> None:
         """Close the pool; connections in use are cut after five seconds."""
@@ -128,15 +129,13 @@ class Database:
 
         A statement that takes longer than `statement_seconds` is a TimeoutError; None: no limit.
         """
-        try:
+        with _reaching():
             return await asyncpg.connect(
                 self.dsn,
                 timeout=CONNECT_SECONDS_MAX,
                 command_timeout=statement_seconds,
                 server_settings=self._settings(purpose),
             )
-        except LOST as error:
-            raise unavailable(error) from error
 
     async def fetch(self, sql: str, *arguments: object) -> list[Record]:
         """Run a statement, return its rows."""
@@ -180,7 +179,7 @@ async def _keep(connection: Connection) -> None:
 
 async def create_database(dsn: str, name: str) -> None:
     """Make a database where there is none of that name; two at once do no harm."""
-    try:
+    with _reaching():
         connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX)
         try:
             await connection.execute(f'CREATE DATABASE "{name}"')
@@ -188,5 +187,21 @@ async def create_database(dsn: str, name: str) -> None:
             return
         finally:
             await connection.close()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Tell a DSN that names no database from a database that is away."""
+    try:
+        yield
+    except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:
+        # The DSN itself is not shown: it may hold a password, though it should not.
+        raise Invalid(
+            "SETTING_INVALID",
+            f"FERMION_POSTGRES_DSN names no database ({error}).",
+            violations=(Violation("FERMION_POSTGRES_DSN", "must be postgresql://…"),),
+            next_step="Correct it, e.g. postgresql://fermion@db.example/fermion?passfile=/run/pgpass",
+            variable="FERMION_POSTGRES_DSN",
+        ) from error
     except LOST as error:
         raise unavailable(error) from error

@@ -34,7 +34,15 @@ from chassis.parking import place_operation
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.readers import Consumer, Folder, Reader
-from chassis.refusals import Invalid, Refused, Unavailable, Violation
+from chassis.refusals import (
+    Conflict,
+    Exhausted,
+    Invalid,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+    Violation,
+)
 from chassis.relay import Relay
 from chassis.remote import LocalLog, RemoteLog
 from chassis.rpc import Reached, Server, door
@@ -46,6 +54,10 @@ from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 DRAIN_SECONDS: Final = 5.0
 HOUSEKEEPING_SECONDS: Final = 60.0
 FIGURES_SECONDS: Final = 5.0
+# EX_CONFIG of sysexits.h; whoever supervises need not start such a process again and again.
+EXIT_REFUSED: Final = 78
+# What the same start may find otherwise a moment later.
+PASSING: Final = (Conflict, Exhausted, OutcomeUnknown, Unavailable)
 KERNEL_MIGRATIONS: Final = Path(chassis.__file__).parent / "migrations"
 
 _log = logging.getLogger(__name__)
@@ -452,19 +464,28 @@ class Process:
 
 
 def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
-    """Run a process until SIGTERM or SIGINT; 0 where it was told to end, 1 where something failed."""
+    """
+    Run a process until SIGTERM or SIGINT; the exit code.
+
+    0 where it was told to end, 1 where something failed, EXIT_REFUSED where no other start will
+    fare better before somebody has mended what its last lines say.
+    """
     try:
         common = config.load(Common, os.environ)
         telemetry.start_logs(common)
         telemetry.start_traces(common, "-".join(chosen))
         asyncio.run(_main(targets, chosen, common))
     except (Refused, BaseExceptionGroup) as error:
-        for leaf in _leaves(error):
+        leaves = _leaves(error)
+        for leaf in leaves:
             if isinstance(leaf, Refused):
                 _log.error("%s %s", leaf, leaf.next_step)
             else:
                 _log.critical("a loop failed; the process ends", exc_info=leaf)
-        return 1
+        lasting = all(
+            isinstance(leaf, Refused) and not isinstance(leaf, PASSING) for leaf in leaves
+        )
+        return EXIT_REFUSED if lasting else 1
     return 0
 
 
@@ -496,9 +517,10 @@ def with_operations(book: Book) -> Book:
 
 
 async def _patiently(step: Callable[[Part], Awaitable[None]], part: Part, seconds: float) -> None:
-    """Try a step until its database is there, or so many seconds have passed."""
+    """Try a step until its database is there, or so many seconds have passed; say each cause once."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
+    told = ""
     while True:
         try:
             await step(part)
@@ -506,7 +528,9 @@ async def _patiently(step: Callable[[Part], Awaitable[None]], part: Part, second
         except Unavailable as error:
             if loop.time() >= deadline:
                 raise
-            _log.info("%s waits for its database: %s", part.target.name, error)
+            if str(error) != told:
+                _log.info("%s waits for its database: %s", part.target.name, error)
+            told = str(error)
             await asyncio.sleep(0.2)
 
 

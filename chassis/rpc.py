@@ -32,6 +32,7 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from protovalidate import Validator
 
+from chassis import listening
 from chassis.callers import ANONYMOUS, NOBODY, Caller, Callers, rules
 from chassis.envelope import Meta
 from chassis.journal import Request
@@ -49,7 +50,11 @@ from chassis.telemetry import REQUEST_ID, Metrics, current_traceparent
 from fermion.api.projects import v1 as projects
 
 DOMAIN: Final = "fermion"
+LISTEN: Final = "FERMION_LISTEN"
+SOCKETS: Final = ("unix:", "unix-abstract:")
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+# The transport refuses without a reason, so what is not absurdly larger comes as far as the door.
+TRANSPORT_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
 # Of a position, which is an int64.
@@ -166,7 +171,21 @@ class Door:
         self.callers.authorise(call.caller, rule, request)
 
     def validate(self, request: Message) -> None:
-        """Raise `Invalid` (FIELD_INVALID) where a request breaks a rule of its fields."""
+        """Raise `Invalid` where a request is too large (MESSAGE_TOO_LARGE) or breaks a rule of its fields."""
+        size = request.ByteSize()
+        if size > MESSAGE_BYTES_MAX:
+            raise Invalid(
+                "MESSAGE_TOO_LARGE",
+                f"The request is {size} bytes; at most {MESSAGE_BYTES_MAX} are taken.",
+                violations=(
+                    Violation(
+                        "", f"must be at most {MESSAGE_BYTES_MAX} bytes", "message.max_bytes"
+                    ),
+                ),
+                next_step="Send less at once, or name what is large instead of sending it.",
+                bytes=str(size),
+                bytes_max=str(MESSAGE_BYTES_MAX),
+            )
         violations = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
         violations += [
             Violation(_path(found), f"{found.proto.message}", found.proto.rule_id)
@@ -383,7 +402,7 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -397,15 +416,12 @@ class Server:
         reflection.enable_server_reflection(
             (*self.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        if not listen.startswith(SOCKETS):
+            listening.check(LISTEN, listen)
         try:
             self.port = self._server.add_insecure_port(listen)
         except RuntimeError as error:
-            raise Refused(
-                "LISTEN_FAILED",
-                f"The server cannot listen on {listen} ({error}).",
-                next_step="Is another program there? Say another address in FERMION_LISTEN.",
-                listen=listen,
-            ) from error
+            raise listening.taken(LISTEN, listen) from error
 
     async def start(self) -> None:
         """Open the port and say that every service is there."""

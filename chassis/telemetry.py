@@ -23,10 +23,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from chassis.config import Common
-from chassis.refusals import Invalid, Violation
+from chassis import listening
+from chassis.config import Common, wrong
 
+METRICS: Final = "FERMION_METRICS_LISTEN"
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_log = logging.getLogger(__name__)
 
 # The request that is being answered; logs carry it, nothing decides on it.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
@@ -68,10 +71,10 @@ class ConsoleFormatter(logging.Formatter):
 def start_logs(settings: Common) -> None:
     """Send logs to standard error in the format that was asked for."""
     if settings.log_format not in ("json", "console"):
-        raise _setting("FERMION_LOG_FORMAT", settings.log_format, "must be json or console")
+        raise wrong("FERMION_LOG_FORMAT", settings.log_format, "must be json or console")
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         rule = "must be DEBUG, INFO, WARNING or ERROR"
-        raise _setting("FERMION_LOG_LEVEL", settings.log_level, rule)
+        raise wrong("FERMION_LOG_LEVEL", settings.log_level, rule)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -89,7 +92,7 @@ def start_traces(settings: Common, name: str, exporter: SpanExporter | None = No
         case "otlp":
             exporter = exporter or OTLPSpanExporter(settings.otlp_endpoint, insecure=True)
         case other:
-            raise _setting("FERMION_TRACES", other, "must be none, console or otlp")
+            raise wrong("FERMION_TRACES", other, "must be none, console or otlp")
     assert exporter is not None
     provider = TracerProvider(resource=Resource.create({"service.name": f"fermion-{name}"}))
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -177,20 +180,20 @@ class Metrics:
         self._gauges.append(gauge)
 
     def journal(self, name: str) -> JournalMetrics:
-        """What one journal's committer counts into."""
+        """What one journal's committer counts into; it shows zeros before the first commit."""
+        for figure in (self.commands, self.facts, self.batches):
+            figure.labels(name)
         return JournalMetrics(self, name)
 
     def serve(self, listen: str) -> Callable[[], None]:
         """Serve the figures over HTTP; returns what stops it."""
-        host, _, port = listen.rpartition(":")
-        if not port.isdigit():
-            raise _setting("FERMION_METRICS_LISTEN", listen, "must be host:port")
+        host, port = listening.split(METRICS, listen)
+        listening.check(METRICS, listen)
         try:
-            server, thread = start_http_server(int(port), host or "127.0.0.1", self.registry)
-        except (OSError, OverflowError) as error:
-            raise _setting(
-                "FERMION_METRICS_LISTEN", listen, f"must be an address that is free ({error})"
-            ) from error
+            server, thread = start_http_server(port, host or "127.0.0.1", self.registry)
+        except OSError as error:
+            raise listening.taken(METRICS, listen) from error
+        _log.info("metrics at http://%s:%d/metrics", host or "127.0.0.1", server.server_port)
 
         def stop() -> None:
             server.shutdown()
@@ -213,14 +216,3 @@ class JournalMetrics:
         self.metrics.commands.labels(self.journal).inc(commands)
         self.metrics.facts.labels(self.journal).inc(facts)
         self.metrics.batches.labels(self.journal).observe(commands)
-
-
-def _setting(variable: str, value: str, rule: str) -> Invalid:
-    return Invalid(
-        "SETTING_INVALID",
-        f"{variable} is {value!r}; it {rule}.",
-        violations=(Violation(variable, rule),),
-        next_step="Run `python -m services config` for all settings and their defaults.",
-        variable=variable,
-        value=value,
-    )

@@ -17,7 +17,7 @@ from fermion.context import Positions, resolve
 from fermion.executor import Runtime
 from fermion.instances import Instances
 from fermion.journals import Journals
-from fermion.projects import Keys, Members, Projects, Tokens, Users
+from fermion.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.scheduler import Queue
 
 Asked = TypeVar("Asked", bound=Message)
@@ -162,6 +162,8 @@ class Client:
         self.users = Users(self.line("projects"))
         self.tokens = Tokens(self.line("projects"))
         self.keys = Keys(self.line("projects"))
+        self.quotas = Quotas(self.line("projects"))
+        self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
         self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -10,6 +11,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS = "grpc-status-details-bin"
+# How gRPC says that it did not even read what was sent.
+_TOO_LARGE = re.compile(r"SERVER: Received message larger than max \((\d+) vs\. (\d+)\)")
 
 
 class Error(Exception):
@@ -160,6 +163,15 @@ def _wordless(code: grpc.StatusCode, text: str, address: str, request_id: str) -
             f"{address} did not answer in time.",
             reason="DEADLINE_EXCEEDED",
             next_step="Ask again with a longer timeout; `fermion doctor` looks for the cause.",
+            request_id=request_id,
+        )
+    too_large = _TOO_LARGE.search(text)
+    if too_large is not None:
+        return InvalidArgument(
+            f"The request is {too_large[1]} bytes, and the platform takes fewer.",
+            reason="MESSAGE_TOO_LARGE",
+            arguments={"bytes": too_large[1]},
+            next_step="Send less at once, or name what is large instead of sending it.",
             request_id=request_id,
         )
     elsewhere = (

@@ -31,7 +31,9 @@ from chassis.embedded import (
 )
 from chassis.keys import write_private
 from chassis.postgres import create_database
+from chassis.process import EXIT_REFUSED
 from chassis.refusals import Refused
+from chassis.telemetry import METRICS
 from services.serve import TARGETS
 
 DEFAULT_PORT: Final = 7443
@@ -70,6 +72,8 @@ class Service:
     backoff: float = BACKOFF_SECONDS_FIRST
     again: float = 0.0
     greeted: bool = False
+    # Where it serves its metrics; empty where nobody asked for them.
+    metrics: str = ""
 
     @property
     def address(self) -> str:
@@ -103,6 +107,9 @@ class Supervisor:
     services: list[Service]
     told: signal.Signals | None = None
     began: float = field(default_factory=time.monotonic)
+    # A process that will not start before somebody has mended what it says.
+    refused: Service | None = None
+    welcomed: bool = False
 
     def run(self) -> int:
         """Start everything in order, keep it, drain it; 0 where it ended because it was told to."""
@@ -121,6 +128,9 @@ class Supervisor:
                     say(f"error: {waiting.label} is not ready; look at {waiting.log}")
                     return 1
                 self._look()
+                if self.refused is not None:
+                    say(f"error: {self.refused.label} does not start; look at {self.refused.log}")
+                    return 1
                 time.sleep(LOOK_SECONDS)
             if self.told is None:
                 self._welcome()
@@ -165,17 +175,26 @@ class Supervisor:
             elif process.poll() is not None:
                 if now - service.began > STEADY_SECONDS:
                     service.backoff = BACKOFF_SECONDS_FIRST
+                words = f"   {last_words(service.log)}".rstrip()
+                if process.returncode == EXIT_REFUSED and not self.welcomed:
+                    say(f"{service.label:<12} refuses to start{words}")
+                    self.refused = service
+                    return
+                # One that has run before is mended while the others serve.
                 say(
                     f"{service.label:<12} ended ({_how(process)}); again in {service.backoff:.1f} s"
-                    f"   {last_lines(service.log, 1)}".rstrip()
+                    f"{words}"
                 )
                 service.process, service.again = None, now + service.backoff
                 service.backoff = min(service.backoff * 2, BACKOFF_SECONDS_MAX)
             elif not service.greeted and service.ready():
                 service.greeted = True
-                say(f"{service.label:<12} ready  {now - service.began:.1f} s   {service.address}")
+                metrics = f"   metrics {service.metrics}" if service.metrics else ""
+                ready = f"ready  {now - service.began:.1f} s   {service.address}"
+                say(f"{service.label:<12} {ready}{metrics}")
 
     def _welcome(self) -> None:
+        self.welcomed = True
         address = self.services[0].address
         self.home.describe(address)
         write_context(self.home, self.services)
@@ -315,9 +334,12 @@ def plan(
             log = home.path("logs", f"{label}.log")
             service = Service(label, tuple(command), group, number, {}, log)
             service.environment["FERMION_LISTEN"] = service.address
-            if found and os.environ.get("FERMION_METRICS_LISTEN"):
+            service.metrics = os.environ.get(METRICS, "")
+            host, colon, _ = service.metrics.rpartition(":")
+            if found and colon:
                 # The first has the port that was asked for.
-                service.environment["FERMION_METRICS_LISTEN"] = "127.0.0.1:0"
+                service.metrics = f"{host}:{ports.take(f'{label} metrics')}"
+                service.environment[METRICS] = service.metrics
             found.append(service)
     return found
 
@@ -404,6 +426,17 @@ def say(line: str) -> None:
     """Print a line now; whoever closed the terminal does not hear it, and nothing else changes."""
     with suppress(OSError):
         print(line, flush=True)
+
+
+def last_words(log: Path) -> str:
+    """What a process said last, whichever way it logs."""
+    line = last_lines(log, 1)
+    with suppress(ValueError):
+        said = json.loads(line)
+        if isinstance(said, dict) and "message" in said:
+            failure = str(said.get("exception", "")).strip().rpartition("\n")[2]
+            return " ".join(filter(None, (str(said["message"]), failure)))
+    return line
 
 
 def _split(services: Sequence[Service]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from fermion.aio.executor import Runtime
 from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
-from fermion.aio.projects import Keys, Members, Projects, Tokens, Users
+from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
 from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place, let_in
 from fermion.context import Positions, resolve
@@ -165,6 +165,8 @@ class AsyncClient:
         self.users = Users(self.line("projects"))
         self.tokens = Tokens(self.line("projects"))
         self.keys = Keys(self.line("projects"))
+        self.quotas = Quotas(self.line("projects"))
+        self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
         self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)

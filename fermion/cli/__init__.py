@@ -32,6 +32,8 @@ COMMANDS = (
     ("users", "fermion.cli.people:users", "People who use the platform."),
     ("tokens", "fermion.cli.people:tokens", "API tokens."),
     ("keys", "fermion.cli.people:keys", "Public keys that tokens are checked with."),
+    ("quotas", "fermion.cli.quotas:app", "How much projects and users may hold at a time."),
+    ("clusters", "fermion.cli.clusters:app", "Clusters on which work may run."),
     ("queue", "fermion.cli.operate:queue", "What waits for admission, and why."),
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),

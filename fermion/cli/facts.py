@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fermion.api.instances.v1 import events_pb2 as instance_events
 from fermion.api.journal import v1 as api
+from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from fermion.api.workload.v1 import resources_pb2 as workload
@@ -77,6 +78,9 @@ def what(fact: api.Record) -> str:
             continue
         if isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
+        elif isinstance(value, projects.Limits):
+            bounds = show.amounts(value).items()
+            parts += [f"{show.dimension(name)} {show.amount(name, n)}" for name, n in bounds]
         elif field.enum_type is not None and not field.is_repeated:
             parts.append(show.enum(field.enum_type.values_by_number[value].name))
         elif isinstance(value, str | int | bool):

@@ -31,6 +31,10 @@ _LISTERS: Mapping[str, tuple[str, Lister]] = {
         "user",
         lambda client, _: (one.name for one in client.users.list()),
     ),
+    "CLUSTER_NOT_FOUND": (
+        "cluster",
+        lambda client, _: (one.name for one in client.clusters.list()),
+    ),
 }
 
 

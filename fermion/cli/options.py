@@ -40,6 +40,18 @@ def instance_names(_: CompletionContext) -> list[str]:
         return [one.name.rsplit("/", 1)[-1] for one in client.instances.list(project)]
 
 
+def user_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a user."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("users/") for one in client.users.list()]
+
+
+def cluster_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a cluster."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("clusters/") for one in client.clusters.list()]
+
+
 def template_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a template."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
@@ -50,6 +62,7 @@ ProjectName = Annotated[str, Parameter(completer=project_names)]
 InstanceName = Annotated[
     str, Parameter(help="dev-1, or projects/P/instances/dev-1.", completer=instance_names)
 ]
+ClusterName = Annotated[str, Parameter(completer=cluster_names)]
 TemplateName = Annotated[str, Parameter(completer=template_names)]
 OutputOption = Annotated[
     Format,

@@ -43,6 +43,11 @@ OPTION_OF: Mapping[str, str] = {
     "instance.spec.restart_policy.mode": "--restart",
     "instance.spec.restart_policy.restarts_max": "--restarts-max",
     "instance.spec.max_duration": "--max-duration",
+    "quota.limits.gpu_milli": "--gpu",
+    "quota.limits.cpu_milli": "--cpu",
+    "quota.limits.memory_bytes": "--memory",
+    "quota.limits.storage_bytes": "--storage",
+    "quota.limits.workloads": "--workloads",
 }
 
 

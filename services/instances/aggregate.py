@@ -600,16 +600,6 @@ def plan(instance: Instance, attempt: int) -> api.Plan:
     return found
 
 
-def no_project(project: str) -> Missing:
-    """There is no such project to create anything in."""
-    return Missing(
-        "PROJECT_NOT_FOUND",
-        f"There is no project {project!r}.",
-        next_step=f"Create it first: fermion projects create {project}",
-        project=project,
-    )
-
-
 def unknown(name: str) -> Missing:
     """Make the refusal of what is asked about an instance that is not there."""
     return Missing(

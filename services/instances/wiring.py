@@ -27,7 +27,6 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         kernel.database,
         kernel.queries,
         kernel.clock,
-        kernel.callers,
         kernel.settings,
     )
 

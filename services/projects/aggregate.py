@@ -4,6 +4,7 @@ All rules of projects and their people: who there is, who may do what where, how
 Four nouns: a user, a project with its members, a token, and the platform's keys. A project ends in
 three steps, so that nobody's work is cut: it is archived, every service with resources says that
 nothing of it lives there any more, and only then may it be deleted. Its name is never used again.
+Two more have rooms of their own: what a scope may hold (`quota`), and the clusters (`enrolment`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from chassis import envelope
 from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place
-from chassis.refusals import Exists, Missing, Refused
+from chassis.refusals import Denied, Exists, Missing, Refused
 from fermion.api.projects import v1 as api
+from services.projects import enrolment, quota
+from services.projects.quota import Quota
 
 SERVICE: Final = "projects"
 KEYS: Final = "key/platform"
@@ -40,7 +43,7 @@ ProjectFact: TypeAlias = (
 )
 TokenFact: TypeAlias = api.TokenIssued | api.TokenRevoked
 KeyFact: TypeAlias = api.SigningKeyAdded | api.SigningKeyRemoved
-Fact: TypeAlias = UserFact | ProjectFact | TokenFact | KeyFact
+Fact: TypeAlias = UserFact | ProjectFact | TokenFact | KeyFact | quota.Fact | enrolment.Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,16 @@ class Keys:
     added: Mapping[str, datetime] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What decides about one scope's quota: its own, that of all, and whose it is."""
+
+    own: Quota = Quota()
+    of_all: Quota = Quota()
+    # None where the scope is all projects, or all users.
+    owner: Project | User | None = None
+
+
 # Users
 
 
@@ -132,32 +145,47 @@ def register(
 
 
 def change_user(
-    now: User, *, profile: bool, platform_role: api.PlatformRole.ValueType | None, etag: str
+    now: tuple[User, User],
+    *,
+    profile: bool,
+    platform_role: api.PlatformRole.ValueType | None,
+    etag: str,
 ) -> list[Fact]:
     """Count a change of the profile, which lives elsewhere, and set the platform role."""
-    _there_user(now)
-    must_be_seen(etag, now.generation)
+    user, actor = now
+    _there_user(user)
+    must_be_seen(etag, user.generation)
     facts: list[Fact] = []
-    role = now.platform_role if platform_role is None else platform_role
-    if profile or role != now.platform_role:
-        facts.append(api.UserProfileChanged(uid=now.uid, generation=now.generation + 1))
-    if role != now.platform_role:
-        facts.append(api.PlatformRoleSet(uid=now.uid, platform_role=role))
+    role = user.platform_role if platform_role is None else platform_role
+    if role != user.platform_role:
+        _another_admin(user, actor, "You cannot change your own platform role.")
+    if profile or role != user.platform_role:
+        facts.append(api.UserProfileChanged(uid=user.uid, generation=user.generation + 1))
+    if role != user.platform_role:
+        facts.append(api.PlatformRoleSet(uid=user.uid, platform_role=role))
     return facts
 
 
-def delete_user(now: User, *, etag: str, actor: str) -> list[Fact]:
-    """Take a user out for good; nobody takes himself out, so one admin is always left."""
+def delete_user(now: tuple[User, User], *, etag: str) -> list[Fact]:
+    """Take a user out for good."""
+    user, actor = now
+    _there_user(user)
+    must_be_seen(etag, user.generation)
+    _another_admin(user, actor, "You cannot delete yourself.")
+    return [api.UserDeleted(uid=user.uid)]
+
+
+def first_admin(now: User, *, uid: str, user: str) -> list[Fact]:
+    """Make an admin of the one whom the settings name; asked only where there is none at all."""
+    if not now.uid:
+        return register(now, uid=uid, user=user, platform_role=api.PLATFORM_ROLE_ADMIN)
     _there_user(now)
-    must_be_seen(etag, now.generation)
-    if actor == now.uid:
-        raise Refused(
-            "USER_IS_CALLER",
-            "You cannot delete yourself.",
-            next_step="Ask another platform admin.",
-            user=now.user,
-        )
-    return [api.UserDeleted(uid=now.uid)]
+    if now.platform_role == api.PLATFORM_ROLE_ADMIN:
+        return []
+    return [
+        api.UserProfileChanged(uid=now.uid, generation=now.generation + 1),
+        api.PlatformRoleSet(uid=now.uid, platform_role=api.PLATFORM_ROLE_ADMIN),
+    ]
 
 
 def view_user(user: User, display_name: str, email: str) -> api.User:
@@ -488,6 +516,32 @@ def remove_key(now: Keys, *, kid: str) -> list[Fact]:
     return [api.SigningKeyRemoved(kid=kid)]
 
 
+# Quotas
+
+
+def bound(now: Bounds, *, scope: str, limits: api.Limits, etag: str) -> Sequence[Fact]:
+    """Set what a scope may hold; the project or the user whose it is must be there."""
+    project = _bounded(now)
+    return quota.state(now.own, scope=scope, project=project, limits=limits, etag=etag)
+
+
+def unbound(now: Bounds, *, scope: str, etag: str) -> Sequence[Fact]:
+    """Take a scope's own limits away; those of all count from then on."""
+    project = _bounded(now)
+    return quota.clear(now.own, scope=scope, project=project, etag=etag)
+
+
+def _bounded(now: Bounds) -> str:
+    """Refuse where nobody is there to be bounded; the project, where it is one."""
+    match now.owner:
+        case Project() as owner:
+            _active(owner)
+            return owner.project
+        case User() as owner:
+            _there_user(owner)
+    return ""
+
+
 # All
 
 
@@ -515,6 +569,10 @@ def place(fact: Message) -> Place:
             return Place(f"token/{said.uid}", NO_PROJECT)
         case api.SigningKeyAdded() | api.SigningKeyRemoved():
             return Place(KEYS, NO_PROJECT)
+        case api.QuotaSet() | api.QuotaCleared() as said:
+            return quota.place(said)
+        case api.ClusterEnrolled() | api.ClusterRetired() as said:
+            return enrolment.place(said)
         case other:
             assert_never(other)
 
@@ -578,6 +636,26 @@ def _active(project: Project) -> None:
 def _there_user(user: User) -> None:
     if not user.uid or user.deleted:
         raise user_missing(user.user)
+
+
+def _another_admin(user: User, actor: User, sentence: str) -> None:
+    """
+    Only another admin takes a user out or changes his role, so one admin is always left.
+
+    The actor is read with the user: of two admins who take each other's role at once, the later
+    one is none any more.
+    """
+    if actor.uid == user.uid:
+        raise Refused(
+            "USER_IS_CALLER", sentence, next_step="Ask another platform admin.", user=user.user
+        )
+    if actor.deleted or actor.platform_role != api.PLATFORM_ROLE_ADMIN:
+        raise Denied(
+            "PLATFORM_ROLE_MISSING",
+            "This call needs the platform role ADMIN, and yours was taken away.",
+            next_step="Ask a platform admin.",
+            needed="ADMIN",
+        )
 
 
 def _keeps_admin(project: Project, user_uid: str) -> None:

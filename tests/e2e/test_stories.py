@@ -87,6 +87,32 @@ def test_an_archived_project_stops_what_lives_and_can_then_be_deleted(
     assert (again.code, "PROJECT_EXISTS" in again.err) == (5, True)
 
 
+def test_an_admin_sets_limits_and_their_holders_see_them(stage: Stage, project: str) -> None:
+    user = f"u{uuid.uuid4().hex[:8]}"
+    stage.ok("users", "create", user)
+    issued = stage.ok("tokens", "create", user, "-o", "json").json()
+    assert isinstance(issued, dict)
+    as_user = {"FERMION_ADDRESS": stage.address, "FERMION_TOKEN": str(issued["signed_token"])}
+
+    def limits(*words: str) -> object:
+        found = stage.cli("quotas", "get", *words, "-o", "json", environment=as_user)
+        return (found.json() if found.code == 0 else {}).get("limits")  # type: ignore[attr-defined]
+
+    stage.ok("quotas", "set", "-p", project, "--gpu", "*=8", "--cpu", "64", "--instances", "3")
+    stage.ok("quotas", "set", "-p", project, "--gpu", "A100=4", "--cpu", "none")
+    bounds = {"gpu_milli": {"*": "8000", "A100": "4000"}, "workloads": {"instance": "3"}}
+    stage.ok("quotas", "set", "--user", user, "--memory", "64GiB")
+    until(10, lambda: limits("--user", user) == {"memory_bytes": str(64 * 2**30)}, stage.log)
+    assert limits("-p", project) is None
+    stage.ok("members", "set", user, "viewer", "-p", project)
+    until(10, lambda: limits("-p", project) == bounds, stage.log)
+    denied = stage.cli("quotas", "set", "-p", project, "--gpu", "*=9", environment=as_user)
+    assert (denied.code, "PLATFORM_ROLE_MISSING" in denied.err) == (4, True)
+
+    stage.ok("quotas", "clear", "-p", project)
+    until(10, lambda: limits("-p", project) == {}, stage.log)
+
+
 def test_a_role_decides_what_its_holder_may_do(stage: Stage, project: str) -> None:
     user = f"u{uuid.uuid4().hex[:8]}"
     stage.ok("users", "create", user, "--display-name", "Grace")

@@ -4,7 +4,8 @@ Stands in for a process of services where a test is about who starts it.
     python -m tests.integration.embedded_service TARGET ...
 
 Listens at FERMION_LISTEN, writes its environment beside its log, ends at SIGTERM. While the file
-`FERMION_HOME/<label>.fails` is there it ends at once with exit code 3.
+`FERMION_HOME/<label>.fails` is there it ends at once with exit code 3, and while
+`<label>.refuses` is, as a process does whose start nothing but an operator can mend.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import socket
 import sys
 from pathlib import Path
 
+from chassis.process import EXIT_REFUSED
+
 
 def main() -> int:
     """Be there until told to go."""
@@ -23,6 +26,9 @@ def main() -> int:
     if (home / f"{name}.fails").exists():
         print("this one cannot start", flush=True)
         return 3
+    if (home / f"{name}.refuses").exists():
+        print(json.dumps({"level": "ERROR", "message": "this one is not set up"}), flush=True)
+        return EXIT_REFUSED
     host, port = os.environ["FERMION_LISTEN"].rsplit(":", 1)
     ours = {key: value for key, value in os.environ.items() if key.startswith("FERMION_")}
     (home / "logs" / f"{port}.json").write_text(json.dumps({**ours, "pid": os.getpid()}))

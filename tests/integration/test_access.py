@@ -16,7 +16,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from chassis.callers import NOBODY, Callers, rules
-from chassis.refusals import Denied, Unauthenticated
+from chassis.refusals import Refused
+from fermion.api.executor.v1 import service_pb2_grpc as executor_stubs
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc as instances_stubs
 from fermion.api.journal import v1 as journal
@@ -99,6 +100,13 @@ TABLE: Final[Mapping[str, Row]] = {
     "projects.v1.KeyService/GetKeys": everywhere(ANYBODY),
     "projects.v1.KeyService/AddSigningKey": everywhere(ROOT),
     "projects.v1.KeyService/RemoveSigningKey": everywhere(ROOT),
+    "projects.v1.QuotaService/GetQuota": reads("name", "projects/{}/quota"),
+    "projects.v1.QuotaService/ListQuotas": everywhere(USERS),
+    "projects.v1.QuotaService/SetQuota": everywhere(ROOT),
+    "projects.v1.QuotaService/ClearQuota": everywhere(ROOT),
+    "projects.v1.ClusterService/EnrolCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/RetireCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/ListClusters": everywhere(USERS),
     "journal.v1.JournalService/ReadLog": reads("project"),
     "journal.v1.JournalService/ListFacts": reads("project"),
     "journal.v1.JournalService/GetJournal": everywhere(SERVICES),
@@ -121,6 +129,12 @@ TABLE: Final[Mapping[str, Row]] = {
     "instances.v1.InstanceService/ListTemplates": everywhere(USERS),
     "instances.v1.InstanceService/UpdateTemplate": everywhere(ROOT),
     "scheduler.v1.QueueService/ListQueuedWorkloads": reads("parent"),
+    "executor.v1.RuntimeService/ListReplicas": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/WatchReplicas": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/StreamLogs": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/Exec": edits("start.owner"),
+    "executor.v1.RuntimeService/ListUsage": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/GetCluster": everywhere(USERS),
 }
 
 # What a user may call about himself, whatever else he may.
@@ -129,15 +143,32 @@ ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
     "projects.v1.UserService/CreateToken": ("parent", "users/{}"),
     "projects.v1.UserService/ListTokens": ("parent", "users/{}"),
     "projects.v1.UserService/RevokeToken": ("name", "users/{}/tokens/tok_1"),
+    "projects.v1.QuotaService/GetQuota": ("name", "users/{}/quota"),
 }
 
-# What may be called without naming a project, and by whom.
-WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {"journal.v1.JournalService/ReadLog": SERVICES}
+# What may be called without naming a project, or about all of them, and by whom.
+WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {
+    "journal.v1.JournalService/ReadLog": SERVICES,
+    "projects.v1.QuotaService/GetQuota": USERS,
+}
+
+# Calls about something in one project.
+IN_PROJECTS: Final = [method for method, row in TABLE.items() if row.field]
+
+# What is also answered about a project that was deleted, and to whom.
+KEEP_THE_DELETED: Final[Mapping[str, str]] = {
+    "journal.v1.JournalService/ReadLog": SERVICES,
+    "journal.v1.JournalService/ListFacts": SERVICES,
+    "projects.v1.ProjectService/DeleteProject": ADMINS,
+}
 
 # How somebody is turned away at the door.
 AWAY: Final = ("TOKEN_MISSING", "PROJECT_ROLE_MISSING", "PLATFORM_ROLE_MISSING")
 
-SERVICE_FILES: Final = (projects_stubs, journal_stubs, instances_stubs, scheduler_stubs)
+SERVICE_FILES: Final = (
+    *(projects_stubs, journal_stubs, instances_stubs),
+    *(scheduler_stubs, executor_stubs),
+)
 
 
 def every_service() -> Iterator[str]:
@@ -182,14 +213,16 @@ class Everybody:
         return "".join(letter for letter in WHO if self.may(letter, method, request))
 
     def may(self, letter: str, method: str, request: Message) -> bool:
+        """Whether the door lets this one in, be it to hear that there is no such thing."""
+        return self.told(letter, method, request) not in AWAY
+
+    def told(self, letter: str, method: str, request: Message) -> str:
+        """The reason of the refusal at the door; empty where there is none."""
         try:
             self._callers.authorise(self.callers[letter], RULES[method], request)
-        except Unauthenticated:
-            assert letter == "A"
-            return False
-        except Denied:
-            return False
-        return True
+        except Refused as refusal:
+            return refusal.reason
+        return ""
 
 
 @pytest.fixture
@@ -203,7 +236,13 @@ async def everybody() -> AsyncIterator[Everybody]:
         ),
         created("own"),
         created("foreign"),
-        *(member("own", f"user-{letter}", role) for letter, role in ROLES.items()),
+        created("deleted"),
+        *(
+            member(project, f"user-{letter}", role)
+            for project in ("own", "deleted")
+            for letter, role in ROLES.items()
+        ),
+        projects.ProjectDeleted(project="deleted"),
     )
     callers = people.callers()
     async with followed(callers):
@@ -214,6 +253,8 @@ def test_the_table_has_every_call_and_no_other() -> None:
     assert set(TABLE) == set(RULES)
     assert {method for method, rule in RULES.items() if rule.self} == set(ABOUT_ONESELF)
     assert {method for method, rule in RULES.items() if rule.bare} == set(WITHOUT_A_PROJECT)
+    assert {method for method, rule in RULES.items() if rule.gone} == set(KEEP_THE_DELETED)
+    assert {method for method, rule in RULES.items() if rule.role} == set(IN_PROJECTS)
 
 
 def test_the_table_knows_every_file_with_services() -> None:
@@ -233,14 +274,46 @@ async def test_a_call_lets_in_whom_the_table_says(everybody: Everybody, method: 
     assert everybody.let_in(method, unknown) == row.foreign
 
 
-@pytest.mark.parametrize("method", TABLE)
-async def test_a_request_that_names_no_project_lets_in_no_member(
+@pytest.mark.parametrize("method", IN_PROJECTS)
+async def test_a_project_that_is_not_there_is_told_only_to_those_who_see_all(
     everybody: Everybody, method: str
 ) -> None:
     row = TABLE[method]
-    if row.field:
-        wanted = WITHOUT_A_PROJECT.get(method, row.foreign)
-        assert everybody.let_in(method, request_to(method)) == wanted
+    for gone in ("unknown", "deleted"):
+        request = request_to(method, row.field, row.name.format(gone))
+        after_all = KEEP_THE_DELETED.get(method, "") if gone == "deleted" else ""
+        for letter in WHO:
+            told = everybody.told(letter, method, request)
+            if letter in after_all:
+                assert told == ""
+            elif letter in row.foreign:
+                assert told == "PROJECT_NOT_FOUND"
+            else:
+                assert told == ("TOKEN_MISSING" if letter == "A" else "PROJECT_ROLE_MISSING")
+
+
+@pytest.mark.parametrize("method", WITHOUT_A_PROJECT)
+async def test_a_request_about_all_projects_is_as_one_that_names_none(
+    everybody: Everybody, method: str
+) -> None:
+    row = TABLE[method]
+    about_all = request_to(method, row.field, row.name.format("-"))
+    assert everybody.let_in(method, about_all) == WITHOUT_A_PROJECT[method]
+
+
+@pytest.mark.parametrize("method", IN_PROJECTS)
+async def test_a_request_that_names_no_project_lets_in_nobody(
+    everybody: Everybody, method: str
+) -> None:
+    row, bare = TABLE[method], WITHOUT_A_PROJECT.get(method, "")
+    for name in ("", "users/ada", "projects", "projects/"):
+        request = request_to(method, row.field, name)
+        for letter in WHO[1:]:
+            told = everybody.told(letter, method, request)
+            if name or not bare:
+                assert told == "FIELD_INVALID"
+            else:
+                assert told == ("" if letter in bare else "PLATFORM_ROLE_MISSING")
 
 
 @pytest.mark.parametrize("method", ABOUT_ONESELF)
@@ -248,11 +321,15 @@ async def test_a_user_calls_about_himself_and_nobody_else(
     everybody: Everybody, method: str
 ) -> None:
     field, name = ABOUT_ONESELF[method]
+    others = TABLE[method].foreign
     for letter in "UBVEP":
         about = request_to(method, field, name.format(f"user-{letter}"))
-        assert everybody.let_in(method, about) == f"{letter}R"
-    for nobody in ("", "users/", "projects/user-U", "users/instances", "users/service:instances"):
-        assert everybody.let_in(method, request_to(method, field, nobody)) == ROOT
+        wanted = "".join(one for one in WHO if one == letter or one in others)
+        assert everybody.let_in(method, about) == wanted
+    for nobody in ("users/", "projects/user-U", "users/instances", "users/service:instances"):
+        assert everybody.let_in(method, request_to(method, field, nobody)) == others
+    nameless = WITHOUT_A_PROJECT.get(method, others)
+    assert everybody.let_in(method, request_to(method, field)) == nameless
 
 
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Any, Any]"

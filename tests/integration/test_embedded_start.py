@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,14 +40,14 @@ class Start:
         """What the present start has printed so far."""
         return (self.home.parent / "printed").read_text()
 
-    def up(self, *arguments: str) -> None:
+    def up(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start it; see `ready`."""
         with (self.home.parent / "printed").open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "FERMION_HOME": str(self.home)},
+                env={**os.environ, **(environment or {}), "FERMION_HOME": str(self.home)},
             )
 
     def ready(self) -> None:
@@ -229,6 +229,49 @@ def test_what_cannot_start_is_tried_ever_more_seldom_and_quotes_its_last_words(
         start.printing(f"all          ended (exit 3); again in {wait} s   this one cannot start")
     (start.home / "all.fails").unlink()
     start.ready()
+
+
+def test_what_no_other_start_would_mend_ends_the_start_at_once(start: Start) -> None:
+    start.home.mkdir(mode=0o700)
+    (start.home / "all.refuses").touch()
+    start.up("--port", str(free_port()))
+    assert start.process is not None
+    assert start.process.wait(SECONDS_MAX) == 1
+    assert "all          refuses to start   this one is not set up" in start.printed
+    assert f"error: all does not start; look at {start.home}/logs/all.log" in start.printed
+    assert "again in" not in start.printed
+    assert Home(start.home).holder() == {}
+
+
+def test_what_ran_before_and_refuses_now_is_waited_for_while_the_others_serve(
+    start: Start,
+) -> None:
+    start.up("--port", str(free_port()))
+    start.ready()
+    (service,) = start.services()
+    (start.home / "all.refuses").touch()
+    os.kill(int(service["pid"]), signal.SIGKILL)
+    start.printing("all          ended (exit 78); again in 0.2 s   this one is not set up")
+    (start.home / "all.refuses").unlink()
+    start.until(lambda: start.services()[0]["pid"] != service["pid"])
+    assert start.stop() == 0
+
+
+def test_every_process_says_where_its_metrics_are_and_keeps_the_place(start: Start) -> None:
+    asked = f"127.0.0.1:{free_port()}"
+    for _ in range(2):
+        start.up("--split", environment={"FERMION_METRICS_LISTEN": asked})
+        start.ready()
+        told = {one["FERMION_LISTEN"]: one["FERMION_METRICS_LISTEN"] for one in start.services()}
+        ports = json.loads((start.home / "ports.json").read_text())
+        kept = f"127.0.0.1:{ports['instances metrics']}"
+        assert told == {
+            f"127.0.0.1:{ports['projects']}": asked,
+            f"127.0.0.1:{ports['instances']}": kept,
+        }
+        for listen, metrics in told.items():
+            assert f"{listen}   metrics {metrics}" in start.printed
+        assert start.stop() == 0
 
 
 def test_being_told_to_stop_while_starting_is_heard(start: Start) -> None:

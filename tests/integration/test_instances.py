@@ -14,6 +14,8 @@ import pytest
 from chassis.listing import PageToken
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
+from fermion.api.journal import v1 as journal
+from fermion.api.journal.v1.service_pb2_grpc import JournalServiceStub
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.scheduler import v1 as scheduler
@@ -75,6 +77,13 @@ class Acme:
         request = api.ListInstancesRequest(parent=PARENT, **question)  # type: ignore[arg-type]
         answer = await self.call(self.instances.ListInstances, request)
         return [found.name.rsplit("/", 1)[1] for found in answer.instances]
+
+    async def said(self) -> list[str]:
+        """Kinds of the project's facts, in order."""
+        log = JournalServiceStub(self.platform.channel)
+        request = journal.ReadLogRequest(journal="instances/0", project=PARENT)
+        pages = log.ReadLog(request, metadata=self.platform.metadata, timeout=20)
+        return [fact.type.rsplit(".", 1)[1] async for page in pages for fact in page.records]
 
     async def waiting(self) -> list[scheduler.QueuedWorkload]:
         request = scheduler.ListQueuedWorkloadsRequest(parent=PARENT)
@@ -290,9 +299,35 @@ async def test_an_archived_project_is_emptied_and_can_be_deleted(acme: Acme) -> 
     request = api.StartInstanceRequest(name=NAME)
     refusal = await acme.refusal(acme.instances.StartInstance, request)
     assert refusal.reason == "PROJECT_ARCHIVED"
-    await acme.call(acme.projects.DeleteProject, projects.DeleteProjectRequest(name=PARENT))
-    # An admin of the platform may look where there is no project any more.
-    await until(acme.names, lambda left: left == [], "something was left")
+    deletion = projects.DeleteProjectRequest(name=PARENT, request_id=str(uuid.uuid4()))
+    await acme.call(acme.projects.DeleteProject, deletion)
+    gone = await acme.refusal(acme.instances.ListInstances, api.ListInstancesRequest(parent=PARENT))
+    assert (gone.code, gone.reason) == ("NOT_FOUND", "PROJECT_NOT_FOUND")
+    # Facts stay, and an admin of the platform reads them to the end.
+    await until(acme.said, lambda said: said.count("InstanceDeleted") == 2, "something was left")
+    # Who has lost the answer asks again.
+    await acme.call(acme.projects.DeleteProject, deletion)
+    deletion.request_id = str(uuid.uuid4())
+    refusal = await acme.refusal(acme.projects.DeleteProject, deletion)
+    assert refusal.reason == "PROJECT_NOT_FOUND"
+
+
+async def test_a_project_that_is_not_there_is_no_empty_one(acme: Acme) -> None:
+    nope = "projects/nope"
+    asked = api.ListInstancesRequest(parent=nope)
+    assert (await acme.refusal(acme.instances.ListInstances, asked)).reason == "PROJECT_NOT_FOUND"
+    queue = scheduler.ListQueuedWorkloadsRequest(parent=nope)
+    refusal = await acme.refusal(acme.queue.ListQueuedWorkloads, queue)
+    assert refusal.reason == "PROJECT_NOT_FOUND"
+    watching = acme.instances.WatchInstances(
+        api.WatchInstancesRequest(parent=nope), metadata=acme.platform.metadata, timeout=20
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await watching.read()
+    assert told(error.value).reason == "PROJECT_NOT_FOUND"
+    # It is there for whoever has seen it made, in each service at once.
+    await acme.call(acme.projects.CreateProject, projects.CreateProjectRequest(project_id="nope"))
+    assert not (await acme.call(acme.instances.ListInstances, asked)).instances
 
 
 async def test_templates_are_there_at_once_and_edited_as_data(acme: Acme) -> None:

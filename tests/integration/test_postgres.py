@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from chassis.postgres import Database, Misfit
-from chassis.refusals import Unavailable
+from chassis.refusals import Invalid, Unavailable
 from tests.diary import SERVICE
 from tests.wire import wire
 
@@ -42,6 +44,24 @@ async def test_a_database_that_is_away_is_not_ready(sample: Database) -> None:
         laid.up = True
         assert await through.ready()
         await through.close()
+
+
+async def test_a_database_without_us_is_waited_for(sample: Database) -> None:
+    there = urlsplit(sample.dsn)
+    for wrong in (there._replace(path="/nowhere"), there._replace(netloc="nobody-here@")):
+        through = Database(wrong.geturl(), SERVICE)
+        with pytest.raises(Unavailable):
+            await through.open()
+        with pytest.raises(Unavailable):
+            await through.pinned("test")
+
+
+@pytest.mark.parametrize("dsn", ["bogus", "mysql://here/db", "postgresql://here:port/db"])
+async def test_a_dsn_that_is_none_is_no_outage(dsn: str) -> None:
+    for reach in (Database(dsn, SERVICE).open, partial(Database(dsn, SERVICE).pinned, "test")):
+        with pytest.raises(Invalid) as refused:
+            await reach()
+        assert refused.value.arguments == {"variable": "FERMION_POSTGRES_DSN"}
 
 
 async def test_a_wrong_number_of_arguments_is_a_fault_and_not_an_outage(sample: Database) -> None:

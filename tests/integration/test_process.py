@@ -188,8 +188,8 @@ async def test_told_to_end_while_it_waits_for_its_database_it_ends(tmp_path: Pat
     async with started(tmp_path, "scheduler", dsn=dsn, nats_url="nats://127.0.0.1:1") as platform:
         assert platform.process.stderr is not None
         async with asyncio.timeout(SECONDS_MAX):
-            line = await platform.process.stderr.readline()
-        assert b"waits for its database" in line
+            while b"waits for its database" not in await platform.process.stderr.readline():
+                assert platform.process.returncode is None
         assert not await platform.ready()
         platform.process.send_signal(signal.SIGTERM)
         code, logged = await platform.ended()
@@ -206,6 +206,42 @@ async def test_a_database_that_does_not_come_is_told(tmp_path: Path) -> None:
     assert code == 1
     assert "The database cannot be reached" in logged
     assert "Traceback" not in logged
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FERMION_METRICS_LISTEN", "bad"),
+        ("FERMION_LOG_LEVEL", "LOUD"),
+        ("FERMION_POSTGRES_DSN", "bogus"),
+        ("FERMION_POSTGRES_DSN", "postgresql://there:port/db"),
+        ("FERMION_PUBLIC_KEYS", "/nowhere"),
+    ],
+)
+async def test_a_start_that_no_other_start_would_mend_has_a_code_of_its_own(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    settings = {variable: value}
+    dsn = settings.pop("FERMION_POSTGRES_DSN", "postgresql://x/y")
+    async with started(
+        tmp_path, "scheduler", dsn=dsn, nats_url="nats://127.0.0.1:1", **settings
+    ) as platform:
+        code, logged = await platform.ended()
+    assert code == chassis_process.EXIT_REFUSED == 78
+    assert variable in logged
+    assert "Traceback" not in logged
+    assert "waits for its database" not in logged
+
+
+async def test_a_wait_is_told_once_for_each_cause(tmp_path: Path) -> None:
+    dsn = f"postgresql://fermion@/fermion?host={tmp_path}/nowhere"
+    settings = {"FERMION_START_SECONDS_MAX": "1"}
+    async with started(
+        tmp_path, "scheduler", dsn=dsn, nats_url="nats://127.0.0.1:1", **settings
+    ) as platform:
+        code, logged = await platform.ended()
+    assert code == 1
+    assert logged.count("waits for its database") == 1
 
 
 async def test_a_metrics_port_that_is_taken_is_told(tmp_path: Path) -> None:

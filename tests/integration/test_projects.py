@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc.aio
 import pytest
+from google.protobuf.message import Message
 
+from chassis.envelope import Meta, Registry
+from chassis.journal import Command
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.store import PostgresJournal
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import service_pb2_grpc as stubs
+from services.projects.wiring import TARGET
 from tests.integration.platform import Platform, running, told, until
 from tests.servers import NatsServer
 
@@ -29,6 +37,26 @@ def users(platform: Platform) -> stubs.UserServiceAsyncStub:
 
 def projects(platform: Platform) -> stubs.ProjectServiceAsyncStub:
     return stubs.ProjectServiceStub(platform.channel)
+
+
+async def say(dsn: str, fact: Message) -> None:
+    """Append to the journal of projects while no process does."""
+    database = Database(dsn, "projects")
+    await database.open(pool_size=2)
+    journal = PostgresJournal(
+        database,
+        registry=Registry.of(TARGET.events),
+        book=TARGET.book,
+        queries=Queries.load(TARGET.folder / "queries.sql"),
+    )
+    await journal.open()
+    committing = asyncio.create_task(journal.run(), name="committer")
+    try:
+        await journal.append(Command((fact,), Meta("test")))
+    finally:
+        committing.cancel()
+        await asyncio.wait((committing,))
+        await database.close()
 
 
 async def ada(platform: Platform) -> str:
@@ -61,6 +89,75 @@ async def test_a_user_is_registered_renamed_and_forgotten(platform: Platform) ->
     assert (gone.code, gone.reason) == ("NOT_FOUND", "USER_NOT_FOUND")
     again = await platform.refusal(stub.CreateUser, api.CreateUserRequest(user_id="ada"))
     assert again.reason == "USER_EXISTS"
+
+
+async def test_the_last_platform_admin_stays_one(platform: Platform) -> None:
+    stub = users(platform)
+    demoted = api.UpdateUserRequest(
+        user=api.User(name="users/admin", platform_role=api.PLATFORM_ROLE_USER)
+    )
+    refusal = await platform.refusal(stub.UpdateUser, demoted)
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "USER_IS_CALLER")
+    demoted.validate_only = True
+    assert (await platform.refusal(stub.UpdateUser, demoted)).reason == "USER_IS_CALLER"
+    renamed = api.UpdateUserRequest(user=api.User(name="users/admin", display_name="Root"))
+    assert (await platform.call(stub.UpdateUser, renamed)).user.display_name == "Root"
+
+
+async def test_two_admins_who_take_each_others_role_at_once_leave_one(platform: Platform) -> None:
+    token = await ada(platform)
+    stub = users(platform)
+    role = api.UpdateUserRequest(
+        user=api.User(name="users/ada", platform_role=api.PLATFORM_ROLE_ADMIN)
+    )
+    await platform.call(stub.UpdateUser, role)
+    position = ("fermion-after", f"projects/0={platform.seen['projects/0']}")
+
+    async def demote(token: str, user: str) -> str:
+        asked = api.UpdateUserRequest(
+            user=api.User(name=f"users/{user}", platform_role=api.PLATFORM_ROLE_USER)
+        )
+        try:
+            await stub.UpdateUser(
+                asked, metadata=(("authorization", f"Bearer {token}"), position), timeout=10
+            )
+        except grpc.aio.AioRpcError as error:
+            return told(error).reason
+        return "done"
+
+    said = await asyncio.gather(demote(platform.token, "ada"), demote(token, "admin"))
+    assert sorted(said) == ["PLATFORM_ROLE_MISSING", "done"]
+
+
+async def test_a_platform_left_without_an_admin_gets_the_named_one_back_at_its_next_start(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    async with running(database, nats_server, tmp_path / "home") as platform:
+        admin = platform.admin_uid
+    # As could be said before it was refused.
+    await say(
+        database,
+        api.PlatformRoleSet(uid=admin, platform_role=api.PLATFORM_ROLE_USER),
+    )
+    async with running(database, nats_server, tmp_path / "home") as platform:
+        found = await platform.call(users(platform).ListUsers, api.ListUsersRequest())
+        assert [(one.uid, one.platform_role) for one in found.users] == [
+            (admin, api.PLATFORM_ROLE_ADMIN)
+        ]
+
+
+async def test_a_start_makes_no_second_admin_where_there_is_one(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    async with running(database, nats_server, home) as platform:
+        token = await ada(platform)
+        found = await platform.call(users(platform).GetUser, api.GetUserRequest(name="users/ada"))
+        uid = found.user.uid
+    async with running(database, nats_server, home, FERMION_ADMIN=uid) as platform:
+        metadata = (("authorization", f"Bearer {token}"),)
+        who = await users(platform).WhoAmI(api.WhoAmIRequest(), metadata=metadata, timeout=10)
+        assert who.user.platform_role == api.PLATFORM_ROLE_USER
 
 
 async def test_a_request_sent_again_is_one_user_and_one_profile(platform: Platform) -> None:

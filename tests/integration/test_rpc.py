@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 from chassis import rpc
 from chassis.callers import JOURNAL, Callers
 from chassis.journal import Request
-from chassis.refusals import Conflict, Exhausted, Refused
+from chassis.refusals import Conflict, Exhausted, Invalid, Refused, Unavailable
 from chassis.rpc import Context, Reached, Server, answer_position, caller, meta_of, request_of
 from chassis.service import Mount
 from chassis.telemetry import JsonFormatter, Metrics
@@ -306,9 +306,20 @@ async def test_a_nul_is_refused_before_a_service_sees_it(house: House) -> None:
     assert (refusal.reason, refusal.fields) == ("FIELD_INVALID", ("project.description",))
 
 
-async def test_a_message_of_more_than_4_mib_is_refused(house: House) -> None:
+async def test_a_message_of_more_than_4_mib_is_refused_with_its_size(house: House) -> None:
     request = api.CreateProjectRequest(project_id="new")
     request.project.description = "x" * rpc.MESSAGE_BYTES_MAX
+    refusal = await house.refused(house.projects.CreateProject(request, metadata=house.as_ada()))
+    assert (refusal.code, refusal.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MESSAGE_TOO_LARGE",
+    )
+    assert refusal.arguments["bytes"] == str(request.ByteSize())
+    assert refusal.arguments["bytes_max"] == str(4 * 1024 * 1024)
+    # Whoever is not known learns nothing of it.
+    assert (await house.refused(house.projects.CreateProject(request))).reason == "TOKEN_MISSING"
+    # What is absurd is not read at all.
+    request.project.description = "x" * rpc.TRANSPORT_BYTES_MAX
     refusal = await house.refused(house.projects.CreateProject(request, metadata=house.as_ada()))
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert house.guest.seen == []
@@ -550,4 +561,16 @@ async def test_a_port_that_is_taken_is_told(house: House, people: People) -> Non
     door = rpc.door(house.callers, (), {}, Metrics())
     with pytest.raises(Refused) as error:
         Server(door, (), f"127.0.0.1:{house.server.port}", traced=False)
+    assert isinstance(error.value, Unavailable)
     assert error.value.reason == "LISTEN_FAILED"
+
+
+@pytest.mark.parametrize("listen", ["here", "127.0.0.1:99999", "300.0.0.1:80", "192.0.2.1:80"])
+async def test_an_address_that_nothing_could_listen_on_is_a_wrong_setting(
+    house: House, listen: str
+) -> None:
+    door = rpc.door(house.callers, (), {}, Metrics())
+    with pytest.raises(Invalid) as error:
+        Server(door, (), listen, traced=False)
+    assert error.value.reason == "SETTING_INVALID"
+    assert error.value.arguments == {"variable": "FERMION_LISTEN", "value": listen}

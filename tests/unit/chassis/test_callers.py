@@ -17,7 +17,7 @@ from chassis.envelope import Recorded
 from chassis.feed import Feed
 from chassis.journal import Page
 from chassis.keys import SigningKey
-from chassis.refusals import Denied, Refused, Unauthenticated, Unavailable
+from chassis.refusals import Denied, Missing, Refused, Unauthenticated, Unavailable
 from fermion.api.journal import v1 as journal
 from fermion.api.projects import v1 as api
 from tests.people import REGISTRY, SECONDS_MAX, People, created, followed, member, registered, uid
@@ -148,6 +148,44 @@ async def test_a_foreign_an_unknown_and_a_deleted_project_are_told_alike(
     assert len(told) == 1
 
 
+async def test_an_admin_hears_what_is_not_there_and_reads_what_is_left_of_the_deleted(
+    people: People, callers: Callers
+) -> None:
+    root = who(callers, people.token(uid("root")))
+    service = who(callers, people.token("service:billing", "service"))
+    ada = who(callers, people.token(uid("ada")))
+    callers.authorise(root, VIEW, ACME)
+    deleted = api.ProjectDeleted(project="acme", uid="proj")
+    assert await callers.reached(await people.say(deleted), SECONDS_MAX)
+    for caller in (root, service):
+        with pytest.raises(Missing) as error:
+            callers.authorise(caller, VIEW, ACME)
+        assert error.value.reason == "PROJECT_NOT_FOUND"
+    for gone, those in {
+        api.PLATFORM_ROLE_USER: (root, service, ada),
+        api.PLATFORM_ROLE_SERVICE: (root, service),
+        api.PLATFORM_ROLE_ADMIN: (root,),
+    }.items():
+        rule = api.Access(role=api.ROLE_VIEWER, resource="name", gone=gone)
+        for caller in (root, service, ada):
+            if caller in those:
+                callers.authorise(caller, rule, ACME)
+                continue
+            with pytest.raises(Refused):
+                callers.authorise(caller, rule, ACME)
+        with pytest.raises(Missing):
+            callers.authorise(root, rule, api.GetProjectRequest(name="projects/never"))
+
+
+async def test_every_project_at_once_is_asked_for_by_those_who_see_all(
+    people: People, callers: Callers
+) -> None:
+    everything = api.GetProjectRequest(name="projects/-/quota")
+    callers.authorise(who(callers, people.token(uid("root"))), VIEW, everything)
+    with pytest.raises(Denied):
+        callers.authorise(who(callers, people.token(uid("ada"))), VIEW, everything)
+
+
 async def test_members_still_read_an_archived_project(people: People, callers: Callers) -> None:
     archived = api.ProjectArchived(project="acme", uid="proj")
     assert await callers.reached(await people.say(archived), SECONDS_MAX)
@@ -173,6 +211,48 @@ async def test_services_read_anywhere_and_write_nowhere(people: People, callers:
     for role in (api.ROLE_EDITOR, api.ROLE_ADMIN):
         with pytest.raises(Denied):
             callers.authorise(service, api.Access(role=role, resource="name"), ACME)
+
+
+async def test_one_call_may_be_about_a_project_oneself_or_all(
+    people: People, callers: Callers
+) -> None:
+    rule = api.Access(
+        role=api.ROLE_VIEWER, resource="name", self="name", bare=api.PLATFORM_ROLE_USER
+    )
+    await callers.reached(await people.say(*registered("bob")), SECONDS_MAX)
+    ada = who(callers, people.token(uid("ada")))
+    for mine in ("projects/acme/quota", "users/ada/quota", "projects/-/quota", "users/-/quota"):
+        callers.authorise(ada, rule, api.GetProjectRequest(name=mine))
+    for name, reason in (
+        ("projects/other/quota", "PROJECT_ROLE_MISSING"),
+        ("users/bob/quota", "PLATFORM_ROLE_MISSING"),
+        ("users/", "PLATFORM_ROLE_MISSING"),
+    ):
+        with pytest.raises(Denied) as error:
+            callers.authorise(ada, rule, api.GetProjectRequest(name=name))
+        assert error.value.reason == reason
+        assert error.value.arguments["needed"] in ("VIEWER", "ADMIN")
+
+
+async def test_what_is_about_another_user_lets_a_service_read_and_not_write(
+    people: People, callers: Callers
+) -> None:
+    service = who(callers, people.token("service:billing", "service"))
+    about_ada = api.GetProjectRequest(name="users/ada/quota")
+    rule = api.Access(role=api.ROLE_VIEWER, resource="name", self="name")
+    callers.authorise(service, rule, about_ada)
+    rule.role = api.ROLE_EDITOR
+    with pytest.raises(Denied):
+        callers.authorise(service, rule, about_ada)
+
+
+async def test_about_all_projects_is_nothing_special_where_no_rule_says_so(
+    people: People, callers: Callers
+) -> None:
+    with pytest.raises(Denied):
+        callers.authorise(
+            who(callers, people.token(uid("ada"))), VIEW, api.GetProjectRequest(name="projects/-")
+        )
 
 
 async def test_before_it_has_caught_up_nobody_with_a_token_is_let_in(people: People) -> None:
@@ -319,6 +399,7 @@ def test_a_call_without_a_rule_is_refused_at_start() -> None:
         ("Bareless", api.Access(platform=api.PLATFORM_ROLE_USER, bare=api.PLATFORM_ROLE_SERVICE)),
         ("Elsewhere", api.Access(role=api.ROLE_BILLING_VIEWER, resource="parent")),
         ("Deeper", api.Access(role=api.ROLE_BILLING_VIEWER, resource="name.more")),
+        ("Goneless", api.Access(platform=api.PLATFORM_ROLE_USER, gone=api.PLATFORM_ROLE_ADMIN)),
         ("Selfless", api.Access(platform=api.PLATFORM_ROLE_ADMIN, self="user")),
     ],
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 
 import pytest
 
 from chassis import config, telemetry
 from chassis.config import Common
-from chassis.refusals import Invalid
+from chassis.refusals import Invalid, Unavailable
 from chassis.telemetry import (
     REQUEST_ID,
     ConsoleFormatter,
@@ -105,6 +106,22 @@ def test_a_figure_is_read_when_it_is_asked_for() -> None:
     assert metrics.registry.get_sample_value("fermion_test", {"of": "x"}) == 1.0
     position = 2.0
     assert metrics.registry.get_sample_value("fermion_test", {"of": "x"}) == 2.0
+
+
+def test_a_journal_shows_zeros_before_its_first_commit() -> None:
+    metrics = Metrics()
+    metrics.journal("sample/0")
+    for figure in ("facts_total", "commands_total", "batch_commands_count"):
+        found = metrics.registry.get_sample_value(
+            f"fermion_journal_{figure}", {"journal": "sample/0"}
+        )
+        assert found == 0
+
+
+def test_a_metrics_port_that_is_taken_may_be_free_later() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Unavailable) as error:
+        Metrics().serve(f"127.0.0.1:{other.getsockname()[1]}")
+    assert error.value.reason == "LISTEN_FAILED"
 
 
 def test_commits_are_counted_by_journal() -> None:

@@ -45,6 +45,9 @@ class Platform:
     instances: dict[str, api.Instance] = field(default_factory=dict)
     # Streams of WatchInstances, in order; a stream that is followed by another one breaks.
     watches: deque[list[api.WatchInstancesResponse]] = field(default_factory=deque)
+    # By `projects/acme`: what was set, with etags that count.
+    quotas: dict[str, projects.Quota] = field(default_factory=dict)
+    clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
     running: Running = field(default_factory=Running)
     # Of all journals, in the order in which they were recorded.
@@ -202,6 +205,86 @@ class Users(projects_grpc.UserServiceServicer):
         return projects.WhoAmIResponse(user=projects.User(name="users/ada", uid="user_1"))
 
 
+class Quotas(projects_grpc.QuotaServiceServicer):
+    """Limits that are as they were set; those of `-` are inherited."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def GetQuota(
+        self, request: projects.GetQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.GetQuotaResponse:
+        self._platform.take("GetQuota", request, context)
+        return projects.GetQuotaResponse(quota=self._in_force(request.name))
+
+    def ListQuotas(
+        self, request: projects.ListQuotasRequest, context: grpc.ServicerContext
+    ) -> projects.ListQuotasResponse:
+        self._platform.take("ListQuotas", request, context)
+        known = self._platform.quotas
+        return projects.ListQuotasResponse(quotas=[known[name] for name in sorted(known)])
+
+    def SetQuota(
+        self, request: projects.SetQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.SetQuotaResponse:
+        self._platform.take("SetQuota", request, context)
+        made = projects.Quota()
+        made.CopyFrom(request.quota)
+        made.etag = str(int(self._in_force(made.name).etag) + 1)
+        if not request.validate_only:
+            self._platform.quotas[made.name] = made
+        return projects.SetQuotaResponse(quota=made)
+
+    def ClearQuota(
+        self, request: projects.ClearQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.ClearQuotaResponse:
+        self._platform.take("ClearQuota", request, context)
+        self._platform.quotas.pop(request.name, None)
+        return projects.ClearQuotaResponse(quota=self._in_force(request.name))
+
+    def _in_force(self, name: str) -> projects.Quota:
+        if name in self._platform.quotas:
+            return self._platform.quotas[name]
+        all_of = self._platform.quotas.get(f"{name.split('/')[0]}/-/quota", projects.Quota())
+        return projects.Quota(name=name, limits=all_of.limits, inherited=True, etag="0")
+
+
+class Clusters(projects_grpc.ClusterServiceServicer):
+    """Clusters that are enrolled or retired."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def EnrolCluster(
+        self, request: projects.EnrolClusterRequest, context: grpc.ServicerContext
+    ) -> projects.EnrolClusterResponse:
+        self._platform.take("EnrolCluster", request, context)
+        made = projects.Cluster(name=f"clusters/{request.cluster_id}")
+        made.enrol_time.GetCurrentTime()
+        self._platform.clusters[made.name] = made
+        return projects.EnrolClusterResponse(cluster=made)
+
+    def RetireCluster(
+        self, request: projects.RetireClusterRequest, context: grpc.ServicerContext
+    ) -> projects.RetireClusterResponse:
+        self._platform.take("RetireCluster", request, context)
+        found = self._platform.clusters.get(request.name)
+        if found is None:
+            uid = request.name.removeprefix("clusters/")
+            missing = f"There is no cluster {uid!r}."
+            refuse(code_pb2.NOT_FOUND, "CLUSTER_NOT_FOUND", missing, cluster=uid)(context)
+            return projects.RetireClusterResponse()
+        found.retired = True
+        found.retire_time.GetCurrentTime()
+        return projects.RetireClusterResponse(cluster=found)
+
+    def ListClusters(
+        self, request: projects.ListClustersRequest, context: grpc.ServicerContext
+    ) -> projects.ListClustersResponse:
+        self._platform.take("ListClusters", request, context)
+        return projects.ListClustersResponse(clusters=self._platform.clusters.values())
+
+
 class Journals(journal_grpc.JournalServiceServicer):
     """Facts as they were stated, and one journal whose reader may be halted."""
 
@@ -264,6 +347,8 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Plat
     server = grpc.server(ThreadPoolExecutor(16))
     instances_grpc.add_InstanceServiceServicer_to_server(Instances(found), server)
     projects_grpc.add_UserServiceServicer_to_server(Users(found), server)
+    projects_grpc.add_QuotaServiceServicer_to_server(Quotas(found), server)
+    projects_grpc.add_ClusterServiceServicer_to_server(Clusters(found), server)
     journal_grpc.add_JournalServiceServicer_to_server(Journals(found), server)
     runtime = Runtime(found.take, later("SHUTTING_DOWN"), found.running)
     executor_grpc.add_RuntimeServiceServicer_to_server(runtime, server)

@@ -86,6 +86,16 @@ def test_a_server_that_is_too_slow_is_a_timeout(platform: Platform) -> None:
     assert "doctor" in found.next_step
 
 
+def test_what_the_transport_does_not_even_read_is_told_as_too_large(platform: Platform) -> None:
+    client = fermion.Client(address=platform.address, timeout=5)
+    with client, pytest.raises(errors.InvalidArgument) as found:
+        # What serves here takes gRPC's 4 MiB.
+        client.instances.get(f"projects/acme/instances/{'x' * 5_000_000}")
+    assert found.value.reason == "MESSAGE_TOO_LARGE"
+    assert int(found.value.arguments["bytes"]) > 5_000_000
+    assert platform.calls == []
+
+
 def test_people_read_field_option_rule_next_step_and_request_id(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -87,15 +87,16 @@ class JournalServiceServicer:
     """
 
     def ReadLog(self, request, context):
-        """Streams a journal's facts in order, from after a position to the head (or on, with follow).
-        With a project, members of that project may call it; without, only services and admins.
+        """Streams a journal's facts in order, from after a position to the head.
+        With a project, members of that project may call it; without, only services and admins, who may
+        also read the facts of a project that was deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFacts(self, request, context):
-        """Lists the facts of one stream of a project, oldest first.
+        """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

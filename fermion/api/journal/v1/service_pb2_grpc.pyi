@@ -34,11 +34,12 @@ class JournalServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JournalServiceAsyncStub: ...
     ReadLog: _grpc.UnaryStreamMultiCallable[_service_pb2.ReadLogRequest, _service_pb2.ReadLogResponse]
-    """Streams a journal's facts in order, from after a position to the head (or on, with follow).
-    With a project, members of that project may call it; without, only services and admins.
+    """Streams a journal's facts in order, from after a position to the head.
+    With a project, members of that project may call it; without, only services and admins, who may
+    also read the facts of a project that was deleted.
     """
     ListFacts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListFactsRequest, _service_pb2.ListFactsResponse]
-    """Lists the facts of one stream of a project, oldest first."""
+    """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one."""
     GetJournal: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetJournalRequest, _service_pb2.GetJournalResponse]
     """Tells head, epoch and readers of every journal that this process serves."""
     AuditJournal: _grpc.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]
@@ -60,11 +61,12 @@ class JournalServiceAsyncStub(JournalServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadLog: _aio.UnaryStreamMultiCallable[_service_pb2.ReadLogRequest, _service_pb2.ReadLogResponse]  # type: ignore[assignment]
-    """Streams a journal's facts in order, from after a position to the head (or on, with follow).
-    With a project, members of that project may call it; without, only services and admins.
+    """Streams a journal's facts in order, from after a position to the head.
+    With a project, members of that project may call it; without, only services and admins, who may
+    also read the facts of a project that was deleted.
     """
     ListFacts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListFactsRequest, _service_pb2.ListFactsResponse]  # type: ignore[assignment]
-    """Lists the facts of one stream of a project, oldest first."""
+    """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one."""
     GetJournal: _aio.UnaryUnaryMultiCallable[_service_pb2.GetJournalRequest, _service_pb2.GetJournalResponse]  # type: ignore[assignment]
     """Tells head, epoch and readers of every journal that this process serves."""
     AuditJournal: _aio.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]  # type: ignore[assignment]
@@ -89,8 +91,9 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ReadLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.ReadLogResponse], _abc.AsyncIterator[_service_pb2.ReadLogResponse]]:
-        """Streams a journal's facts in order, from after a position to the head (or on, with follow).
-        With a project, members of that project may call it; without, only services and admins.
+        """Streams a journal's facts in order, from after a position to the head.
+        With a project, members of that project may call it; without, only services and admins, who may
+        also read the facts of a project that was deleted.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +102,7 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ListFactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListFactsResponse, _abc.Awaitable[_service_pb2.ListFactsResponse]]:
-        """Lists the facts of one stream of a project, oldest first."""
+        """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one."""
 
     @_abc_1.abstractmethod
     def GetJournal(

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/projects/v1/access.proto\x12\x17\x66\x65rmion.api.projects.v1\x1a google/protobuf/descriptor.proto\"\xc3\x01\n\x06\x41\x63\x63\x65ss\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x1d.fermion.api.projects.v1.Role\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x37\n\x08platform\x18\x03 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRole\x12\x33\n\x04\x62\x61re\x18\x04 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRole\x12\x0c\n\x04self\x18\x05 \x01(\t*g\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_BILLING_VIEWER\x10\x01\x12\x0f\n\x0bROLE_VIEWER\x10\x02\x12\x0f\n\x0bROLE_EDITOR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04*\x96\x01\n\x0cPlatformRole\x12\x1d\n\x19PLATFORM_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12PLATFORM_ROLE_USER\x10\x01\x12\x19\n\x15PLATFORM_ROLE_SERVICE\x10\x02\x12\x17\n\x13PLATFORM_ROLE_ADMIN\x10\x03\x12\x1b\n\x17PLATFORM_ROLE_ANONYMOUS\x10\x04:Q\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/projects/v1/access.proto\x12\x17\x66\x65rmion.api.projects.v1\x1a google/protobuf/descriptor.proto\"\xf8\x01\n\x06\x41\x63\x63\x65ss\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x1d.fermion.api.projects.v1.Role\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x37\n\x08platform\x18\x03 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRole\x12\x33\n\x04\x62\x61re\x18\x04 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRole\x12\x0c\n\x04self\x18\x05 \x01(\t\x12\x33\n\x04gone\x18\x06 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRole*g\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_BILLING_VIEWER\x10\x01\x12\x0f\n\x0bROLE_VIEWER\x10\x02\x12\x0f\n\x0bROLE_EDITOR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04*\x96\x01\n\x0cPlatformRole\x12\x1d\n\x19PLATFORM_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12PLATFORM_ROLE_USER\x10\x01\x12\x19\n\x15PLATFORM_ROLE_SERVICE\x10\x02\x12\x17\n\x13PLATFORM_ROLE_ADMIN\x10\x03\x12\x1b\n\x17PLATFORM_ROLE_ANONYMOUS\x10\x04:Q\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fermion.api.projects.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=297
-  _globals['_ROLE']._serialized_end=400
-  _globals['_PLATFORMROLE']._serialized_start=403
-  _globals['_PLATFORMROLE']._serialized_end=553
+  _globals['_ROLE']._serialized_start=350
+  _globals['_ROLE']._serialized_end=453
+  _globals['_PLATFORMROLE']._serialized_start=456
+  _globals['_PLATFORMROLE']._serialized_end=606
   _globals['_ACCESS']._serialized_start=100
-  _globals['_ACCESS']._serialized_end=295
+  _globals['_ACCESS']._serialized_end=348
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,7 @@ class Access(_message.Message):
     PLATFORM_FIELD_NUMBER: _builtins.int
     BARE_FIELD_NUMBER: _builtins.int
     SELF_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """The least role in the project named by `resource`."""
     resource: _builtins.str
@@ -101,9 +102,16 @@ class Access(_message.Message):
     platform: Global___PlatformRole.ValueType
     """The least platform role, where the RPC is not about one project."""
     bare: Global___PlatformRole.ValueType
-    """The least platform role where `resource` is allowed to be empty, and is."""
+    """The least platform role where `resource` may be empty or about all (`projects/-/…`), and is."""
     self: _builtins.str
-    """Path of the field that names a user (`users/{user}`) who may always call this about himself."""
+    """Path of the field that names a user (`users/{user}`) who may always call this about himself. It may be
+    the field of `resource`: where that names another user, a caller needs the platform's ADMIN.
+    """
+    gone: Global___PlatformRole.ValueType
+    """Who may still call this about a project that was deleted, whose facts and bills stay: services and
+    admins for SERVICE, admins for ADMIN; for USER also who had the role at its end. Not said: it is as
+    one that never was.
+    """
     def __init__(
         self_,  # pyright: ignore[reportSelfClsParameterName]
         *,
@@ -112,10 +120,11 @@ class Access(_message.Message):
         platform: Global___PlatformRole.ValueType = ...,
         bare: Global___PlatformRole.ValueType = ...,
         self: _builtins.str = ...,
+        gone: Global___PlatformRole.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "platform", b"platform", "resource", b"resource", "role", b"role", "self", b"self"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bare", b"bare", "gone", b"gone", "platform", b"platform", "resource", b"resource", "role", b"role", "self", b"self"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import cast
 
 from google.protobuf.message import Message
@@ -16,7 +18,17 @@ from fermion.api.projects import v1 as api
 from services.projects import aggregate
 from services.projects.aggregate import Keys, Project, ProjectFact, Token, TokenFact, User, UserFact
 from tests.unit.services.history import NOON
-from tests.unit.services.projects.life import LIVES, PROJECT, STEPS, Life, Step, lived
+from tests.unit.services.projects.life import (
+    CLUSTERS,
+    LIVES,
+    PEOPLE,
+    PROJECT,
+    SCOPES,
+    STEPS,
+    Life,
+    Step,
+    lived,
+)
 
 ADA = User("user_ada", "ada")
 BOB = User("user_bob", "bob")
@@ -36,6 +48,7 @@ keys = Scenario(
 )
 
 registered = api.UserRegistered(uid="user_ada", user="ada")
+admin_now = api.PlatformRoleSet(uid="user_ada", platform_role=api.PLATFORM_ROLE_ADMIN)
 created = api.ProjectCreated(uid=PROJECT, project="one", creator_uid="user_ada")
 ada_admin = api.MemberSet(
     project_uid=PROJECT, project="one", user_uid="user_ada", role=api.ROLE_ADMIN
@@ -69,9 +82,44 @@ def test_an_admin_is_registered_with_the_platform_role() -> None:
 
 
 def test_nobody_deletes_himself() -> None:
-    users.given(registered).when(aggregate.delete_user, etag="", actor="user_ada").refused(
-        "USER_IS_CALLER"
-    )
+    users.given(registered, admin_now).when(
+        lambda ada: aggregate.delete_user((ada, ada), etag="")
+    ).refused("USER_IS_CALLER")
+
+
+def test_nobody_changes_his_own_platform_role() -> None:
+    def change(role: api.PlatformRole.ValueType) -> Callable[[User], Sequence[Message]]:
+        return lambda ada: aggregate.change_user(
+            (ada, ada), profile=False, platform_role=role, etag=""
+        )
+
+    before = users.given(registered, admin_now)
+    before.when(change(api.PLATFORM_ROLE_USER)).refused("USER_IS_CALLER")
+    before.when(change(api.PLATFORM_ROLE_ADMIN)).nothing()
+
+
+def test_of_two_admins_who_take_each_others_role_the_later_one_is_refused() -> None:
+    bob = replace(BOB, platform_role=api.PLATFORM_ROLE_ADMIN)
+
+    def demote(actor: User) -> Callable[[User], Sequence[Message]]:
+        return lambda ada: aggregate.change_user(
+            (ada, actor), profile=False, platform_role=api.PLATFORM_ROLE_USER, etag=""
+        )
+
+    before = users.given(registered, admin_now)
+    demoted = before.when(demote(bob)).says("UserProfileChanged", "PlatformRoleSet")
+    users.given(registered, admin_now).when(demote(BOB)).refused("PLATFORM_ROLE_MISSING")
+    users.given(registered, admin_now).when(
+        lambda ada: aggregate.delete_user((ada, demoted.state), etag="")
+    ).refused("USER_IS_CALLER")
+
+
+def test_a_start_without_any_admin_makes_one_of_the_user_whom_the_settings_name() -> None:
+    named = partial(aggregate.first_admin, uid="user_ada", user="admin")
+    users.given().when(named).says("UserRegistered", "PlatformRoleSet")
+    after = users.given(registered).when(named).says("UserProfileChanged", "PlatformRoleSet")
+    after.when(named).nothing()
+    users.given(registered, api.UserDeleted(uid="user_ada")).when(named).refused("USER_NOT_FOUND")
 
 
 def test_a_project_in_use_is_not_deleted() -> None:
@@ -197,6 +245,12 @@ def test_a_living_project_always_has_an_admin(life: Life) -> None:
     assert project.deleted or api.ROLE_ADMIN in project.members.values()
 
 
+@given(life=LIVES)
+def test_a_platform_that_had_an_admin_always_has_one(life: Life) -> None:
+    alive = [user for user in map(life.user, PEOPLE) if user.uid and not user.deleted]
+    assert api.PLATFORM_ROLE_ADMIN in [user.platform_role for user in alive]
+
+
 @given(life=LIVES, step=STEPS)
 def test_a_decision_repeated_adds_nothing_or_is_refused(life: Life, step: Step) -> None:
     try:
@@ -231,9 +285,18 @@ def test_random_lives_reach_every_state() -> None:
         reached.add("deleted" if project.deleted else api.Project.State.Name(project.state))
         if project.vacated_by:
             reached.add("vacated")
+        for bounds in map(life.bounds, SCOPES):
+            if bounds.own.version:
+                reached.add("cleared" if bounds.own.limits is None else "bounded")
+                if bounds.owner is not None and bounds.owner.deleted:
+                    reached.add("gone with limits")
+        for cluster in map(life.cluster, CLUSTERS):
+            if cluster.uid:
+                reached.add("enrolled" if cluster.retire_time is None else "retired")
 
     look()
     assert {"STATE_ACTIVE", "STATE_ARCHIVED", "vacated", "deleted"} <= reached
+    assert {"bounded", "cleared", "gone with limits", "enrolled", "retired"} <= reached
 
 
 def test_a_life_without_steps_is_a_project_with_one_admin() -> None:
