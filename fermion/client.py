@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place, let_in
-from fermion.context import Positions, resolve
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
+from fermion.context import TIMEOUT_SECONDS, Positions, resolve
 from fermion.executor import Runtime
 from fermion.instances import Instances
 from fermion.journals import Journals

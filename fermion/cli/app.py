@@ -13,8 +13,8 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 import fermion
 from fermion import errors
 from fermion.cli import COMMANDS, SUMMARY
+from fermion.cli.fields import OPTION_OF
 from fermion.cli.pages import Page
-from fermion.cli.spec import OPTION_OF
 
 # The first class that fits says the code; 1 where none does.
 CODES: tuple[tuple[type[errors.Error], int], ...] = (

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -14,9 +14,11 @@ from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
 from fermion.cli import facts, history, read, show
 from fermion.cli.options import Options, instance_names, note
-from fermion.client import Client
 from fermion.errors import Error, NotFound
 from fermion.journals import SERVICES
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 app = App(name="events", help="What happened, who caused it, and why.")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
 from fermion.cli.facts import decode
-from fermion.client import Client
 from fermion.errors import NotFound
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 UID: Final = re.compile(r"inst_[0-9a-z]{26}")
 OWN: Final = "instances/0"

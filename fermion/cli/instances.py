@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -12,8 +12,10 @@ from fermion.cli import read, show
 from fermion.cli.options import InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
-from fermion.client import Client
 from fermion.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 app = App(name="instances", help="Development environments.")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cyclopts import App
-from cyclopts.help import HelpEntry, HelpPanel
-from rich.console import Console, ConsoleOptions, RenderableType
+if TYPE_CHECKING:
+    from cyclopts.help import HelpEntry, HelpPanel
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 COLUMNS: Final = 80
 TITLES: Final = {"Parameters": "Options"}
@@ -25,13 +24,13 @@ class Page:
     ) -> None:
         """The line that shows where which word stands."""
         if usage is not None:
-            _print(console, f"Usage: {_text(usage)}")
+            _print(console, f"Usage: {_text(console, usage)}")
 
     def render_description(
         self, console: Console, options: ConsoleOptions, description: RenderableType | None
     ) -> None:
         """What it does; lines that are set in, as examples are, stay as they stand."""
-        text = "" if description is None else _text(description)
+        text = "" if description is None else _text(console, description)
         if text:
             _print(console, "\n" + "\n\n".join(_paragraph(part) for part in text.split("\n\n")))
 
@@ -39,9 +38,9 @@ class Page:
         """One group of commands, arguments or options."""
         if not panel.entries:
             return
-        rows = [(_label(entry), _about(entry)) for entry in panel.entries]
+        rows = [(_label(entry), _about(console, entry)) for entry in panel.entries]
         width = min(LABEL_MAX, max(len(label) for label, _ in rows))
-        title = _text(panel.title)
+        title = _text(console, panel.title)
         lines = [f"\n{TITLES.get(title, title)}:"]
         for label, about in rows:
             gap = " " * (width + 4)
@@ -54,29 +53,12 @@ class Page:
         _print(console, "\n".join(lines))
 
 
-def pages(root: App) -> Iterator[tuple[str, str]]:
-    """Every page below the root: the words that lead to it, and its text."""
-    for words in _commands(root, ()):
-        out = io.StringIO()
-        root.help_print(list(words), console=Console(file=out, width=COLUMNS, color_system=None))
-        lines = (line.rstrip() for line in out.getvalue().splitlines())
-        yield " ".join(words), "\n".join(lines).strip("\n")
-
-
-def _commands(app: App, above: Sequence[str]) -> Iterator[Sequence[str]]:
-    for name in app:
-        if not name.startswith("-"):
-            words = (*above, name)
-            yield words
-            yield from _commands(app[name], words)
-
-
 def _label(entry: HelpEntry) -> str:
     return ", ".join(entry.display_labels_with_metavar)
 
 
-def _about(entry: HelpEntry) -> str:
-    text = "" if entry.description is None else _text(entry.description)
+def _about(console: Console, entry: HelpEntry) -> str:
+    text = "" if entry.description is None else _text(console, entry.description)
     if entry.choices:
         text = f"{text} [{', '.join(entry.choices)}]"
     return text.strip()
@@ -88,10 +70,11 @@ def _paragraph(text: str) -> str:
     return "\n".join(textwrap.wrap(text, COLUMNS))
 
 
-def _text(renderable: RenderableType) -> str:
+def _text(console: Console, renderable: RenderableType) -> str:
     """What it says, without colours and on lines as long as they are."""
     out = io.StringIO()
-    Console(file=out, width=1000, color_system=None).print(renderable)
+    # Of its own kind, so that nothing is loaded here for commands that show no help.
+    type(console)(file=out, width=1000, color_system=None).print(renderable)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
 

@@ -100,3 +100,9 @@ def test_the_client_is_there_when_it_is_asked_for() -> None:
 def test_what_is_not_there_is_said_to_be_missing() -> None:
     program = "import fermion; assert not hasattr(fermion, 'Klient')"
     assert loaded_by(program) == set()
+
+
+def test_what_is_refused_before_a_call_loads_no_grpc() -> None:
+    program = "from fermion.cli import run; run(['instances', 'create', 'lab', '--cpu', 'many'])"
+    assert "grpc" not in loaded_by(program)
+    assert "grpc" not in loaded_by("from fermion.cli import run; run(['contexts', 'list'])")
