@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -49,6 +50,8 @@ class Running:
     )
     # Set when a command was ended because its caller had gone.
     killed: Event = field(default_factory=Event)
+    # Whether the last stream of logs goes on, as one that is followed does, until its caller is gone.
+    stays: bool = False
     # Whether commands are left as a platform does that ends.
     exec_breaks: bool = False
 
@@ -93,6 +96,10 @@ class Runtime(executor_grpc.RuntimeServiceServicer):
         yield from self._running.logs.popleft()
         if self._running.logs:
             _break(context)
+        if self._running.stays:
+            gone = Event()
+            context.add_callback(gone.set)
+            gone.wait()
 
     def Exec(
         self, requests: Iterator[api.ExecRequest], context: grpc.ServicerContext
@@ -155,7 +162,8 @@ def _run(
 
     def end() -> None:
         if program.poll() is None:
-            program.kill()
+            # All of its session: what it has started holds its output open.
+            os.killpg(program.pid, signal.SIGKILL)
             killed.set()
 
     context.add_callback(end)
@@ -168,7 +176,7 @@ def _run(
         stream, data = printed.get()
         left -= not data
         if data:
-            yield api.ExecResponse(**{"stdout" if stream == 1 else "stderr": data})
+            yield api.ExecResponse(stdout=data) if stream == 1 else api.ExecResponse(stderr=data)
     code = program.wait()
     yield api.ExecResponse(exit_code=code if code >= 0 else 128 - code)
 

@@ -93,8 +93,8 @@ class Broken(grpc.RpcError):
     def details(self) -> str:
         return "Socket closed"
 
-    def trailing_metadata(self) -> None:
-        return None
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
 
 
 def test_a_stream_may_have_been_silent_for_longer_than_a_call_may_take(
@@ -212,7 +212,9 @@ def test_replicas_use_and_cluster_are_read(platform: Platform) -> None:
     platform.running.replicas[LAB] = [replica, api.Replica(uid="rep_0", owner=LAB, attempt=1)]
     series = api.ListUsageResponse.Series(replica_uid="rep_1")
     platform.running.usage[LAB] = [series]
-    change = api.WatchReplicasResponse(change=1, replica=replica, resume_token="t")
+    change = api.WatchReplicasResponse(
+        change=api.WatchReplicasResponse.CHANGE_INITIAL, replica=replica, resume_token="t"
+    )
     platform.running.watches.extend([[change], [change]])
     with client(platform) as it:
         assert [one.uid for one in it.runtime.list_replicas(LAB)] == ["rep_1"]
