@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import signal
-import struct
 import subprocess
-import sys
-import termios
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +18,7 @@ from google.protobuf.message import Message
 from fermion.api.executor import v1 as api
 from fermion.api.executor.v1 import service_pb2_grpc as executor_grpc
 from fermion.api.workload import v1 as workload
-
-# Makes its input the terminal of its session, and becomes the command.
-LOGIN = "import fcntl,os,sys,termios; fcntl.ioctl(0,termios.TIOCSCTTY,0); os.execvp(sys.argv[1],sys.argv[1:])"
+from tests.unit.fermion.keyboard import login, resize
 
 
 @dataclass
@@ -143,9 +137,8 @@ def _run(
     if start.tty:
         ours, theirs = pty.openpty()
         _resize(ours, start.size)
-        command = [sys.executable, "-IS", "-c", LOGIN, *start.command]
         program = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            login(start.command), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         )
         os.close(theirs)
         feed, sources = ours, {1: ours}
@@ -213,6 +206,4 @@ def _read(source: int, stream: int, printed: SimpleQueue[tuple[int, bytes]]) -> 
 
 def _resize(descriptor: int, size: api.ExecRequest.Size) -> None:
     if size.rows:
-        fcntl.ioctl(
-            descriptor, termios.TIOCSWINSZ, struct.pack("4H", size.rows, size.columns, 0, 0)
-        )
+        resize(descriptor, size.rows, size.columns)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pexpect
 import psutil
 import pytest
 from google.rpc import code_pb2
@@ -21,11 +19,13 @@ from fermion.api.instances import v1 as instances
 from fermion.api.workload import v1 as workload
 from fermion.cli import run, top
 from fermion.context import Contexts
+from tests.unit.fermion.keyboard import FERMION, Typed, resize
 from tests.unit.fermion.platform import Platform, refuse
 
 LAB = "projects/acme/instances/lab"
 FIRST, SECOND = "rep_first" + "a" * 21, "rep_second" + "b" * 20
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+CTRL_C = b"\x03"
 OUT, ERR = api.LogChunk.STREAM_STDOUT, api.LogChunk.STREAM_STDERR
 
 
@@ -199,67 +199,61 @@ def test_a_command_must_be_said_and_prints_as_it_does(
     assert not lab.calls
 
 
-def cli(*words: str) -> list[str]:
-    """A command line of a process of its own."""
-    return ["-m", "fermion.cli", *words]
+Terminal = Callable[..., Typed]
 
 
 @pytest.fixture
-def typed(lab: Platform) -> Iterator[list[pexpect.spawn]]:
-    """Command lines in pseudo-terminals; what still runs at the end of a test is ended."""
-    spawned: list[pexpect.spawn] = []
-    yield spawned
-    for one in spawned:
-        one.close(force=True)
+def terminal(lab: Platform) -> Iterator[Terminal]:
+    """Runs a command in a terminal of its own; what still runs at the end of a test is ended."""
+    opened: list[Typed] = []
 
+    def run_there(*command: str, folder: Path | None = None) -> Typed:
+        opened.append(Typed(command, folder=folder, environment={"PYTHON": sys.executable}))
+        return opened[-1]
 
-def spawn(typed: list[pexpect.spawn], *words: str) -> pexpect.spawn:
-    child = pexpect.spawn(sys.executable, cli(*words), dimensions=(30, 90), timeout=20)
-    typed.append(child)
-    return child
+    yield run_there
+    for one in opened:
+        one.close()
 
 
 def test_a_shell_in_a_terminal_is_typed_into_resized_and_left_with_its_exit_code(
-    typed: list[pexpect.spawn],
+    terminal: Terminal,
 ) -> None:
-    child = spawn(typed, "instances", "shell", "lab")
-    child.sendline("PS1='ready> '; stty size")
-    child.expect_exact("30 90")
-    child.expect_exact("ready> ")
-    child.setwinsize(40, 100)
-    child.sendline("stty size; echo size")
-    child.expect_exact("40 100")
-    child.expect_exact("ready> ")
+    it = terminal(*FERMION, "instances", "shell", "lab")
+    it.types("PS1='ready> '; stty size")
+    it.shows("30 90")
+    it.shows("ready> ")
+    resize(it.ours, 40, 100)
+    it.types("stty size; echo size")
+    it.shows("40 100")
+    it.shows("ready> ")
     # Ctrl-C is for what runs there, and ends nothing here.
-    child.sendline("cat")
-    child.sendline("mirror")
-    child.expect_exact("mirror")
-    child.expect_exact("mirror")
-    child.sendintr()
-    child.expect_exact("ready> ")
-    child.sendline("exit 17")
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 17
+    it.types("""sh -c 'echo run""ning; exec cat'""")
+    it.shows("running")
+    it.types("mirror")
+    it.shows("mirror")
+    it.shows("mirror")
+    it.presses(CTRL_C)
+    it.shows("ready> ")
+    it.types("exit 17")
+    assert it.ends() == 17
 
 
 def test_a_terminal_is_given_back_as_it_was_also_after_an_error(
-    lab: Platform, typed: list[pexpect.spawn], tmp_path: Path
+    lab: Platform, terminal: Terminal, tmp_path: Path
 ) -> None:
     script = (
         "stty -a > before; $PYTHON -m fermion.cli instances exec lab -it -- sh -c 'exit 5'; "
         "echo code $?; stty -a > after; read go; "
         "$PYTHON -m fermion.cli instances exec lab -it -- ls; echo code $?; stty -a > later"
     )
-    environment = {**os.environ, "PYTHON": sys.executable}
-    child = pexpect.spawn("sh", ["-c", script], cwd=str(tmp_path), timeout=20, env=environment)
-    typed.append(child)
-    child.expect_exact("code 5")
+    it = terminal("sh", "-c", script, folder=tmp_path)
+    it.shows("code 5")
     lab.running.exec_breaks = True
-    child.sendline("")
-    child.expect_exact("error: No.\r\n")
-    child.expect_exact("code 6")
-    child.expect(pexpect.EOF)
+    it.types("")
+    it.shows("error: No.\r\n")
+    it.shows("code 6")
+    assert it.ends() == 0
     before = (tmp_path / "before").read_text()
     assert " icanon" in before
     assert (tmp_path / "after").read_text() == before
@@ -267,39 +261,34 @@ def test_a_terminal_is_given_back_as_it_was_also_after_an_error(
 
 
 def test_a_terminal_is_given_back_when_the_command_line_is_ended(
-    lab: Platform, typed: list[pexpect.spawn], tmp_path: Path
+    lab: Platform, terminal: Terminal
 ) -> None:
-    command = (
-        f"{sys.executable} -m fermion.cli instances exec lab -it -- sh -c 'echo here; sleep 600'"
-    )
-    child = pexpect.spawn("sh", ["-c", f"{command}; echo code $?; stty -a"], timeout=20)
-    typed.append(child)
-    child.expect_exact("here")
-    (command_line,) = psutil.Process(child.pid).children()
+    command = "$PYTHON -m fermion.cli instances exec lab -it -- sh -c 'echo here; sleep 600'"
+    it = terminal("sh", "-c", f"{command}; echo code $?; stty -a")
+    it.shows("here\r\n")
+    (command_line,) = psutil.Process(it.process.pid).children()
     command_line.terminate()
-    child.expect_exact("code 143")
-    child.expect(r"[ ;]icanon")
+    it.shows("code 143")
+    it.shows(" icanon")
+    assert it.ends() == 0
     assert lab.running.killed.wait(10)
 
 
-def test_a_pipe_is_the_input_of_a_command_with_i(typed: list[pexpect.spawn]) -> None:
-    words = " ".join(cli("instances", "exec", "lab", "-it", "--", "wc", "-c"))
-    child = pexpect.spawn("sh", ["-c", f"printf 12345 | {sys.executable} {words}"], timeout=20)
-    typed.append(child)
-    child.expect_exact("no terminal")
-    child.expect_exact("5")
-    child.expect(pexpect.EOF)
+def test_a_pipe_is_the_input_of_a_command_with_i(terminal: Terminal) -> None:
+    command = "printf 12345 | $PYTHON -m fermion.cli instances exec lab -it -- wc -c"
+    it = terminal("sh", "-c", command)
+    it.shows("no terminal")
+    it.shows("5\r\n")
+    assert it.ends() == 0
 
 
-def test_ctrl_c_detaches_from_logs(lab: Platform, typed: list[pexpect.spawn]) -> None:
+def test_ctrl_c_detaches_from_logs(lab: Platform, terminal: Terminal) -> None:
     lab.running.logs.append([answer("a", (b"one\n", OUT))])
     lab.running.stays = True
-    child = spawn(typed, "instances", "logs", "-f", "lab")
-    child.expect_exact("one")
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 130
+    it = terminal(*FERMION, "instances", "logs", "-f", "lab")
+    it.shows("one")
+    it.presses(CTRL_C)
+    assert it.ends() == 130
 
 
 def test_replicas_are_shown_with_state_reason_run_and_end(
@@ -395,13 +384,11 @@ def test_bars_are_parts_of_what_there_is_and_never_more_than_all() -> None:
 
 
 def test_on_a_terminal_use_is_drawn_with_its_history_until_ctrl_c(
-    lab: Platform, typed: list[pexpect.spawn]
+    lab: Platform, terminal: Terminal
 ) -> None:
     lab.running.usage[LAB] = [series(0, 1000, 2000, 4000)]
-    child = spawn(typed, "instances", "top")
-    child.expect_exact("CPU BEFORE")
-    child.expect_exact("▁▃▅█".encode())
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.wait()
-    assert child.exitstatus == 130
+    it = terminal(*FERMION, "instances", "top")
+    it.shows("CPU BEFORE")
+    it.shows("▁▃▅█")
+    it.presses(CTRL_C)
+    assert it.ends() == 130
