@@ -10,8 +10,8 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
-from fermion.context import Positions, resolve
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.context import TIMEOUT_SECONDS, Positions, resolve
 from fermion.instances import Instances
 from fermion.journals import Journals
 from fermion.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users

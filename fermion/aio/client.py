@@ -16,8 +16,8 @@ from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
 from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
-from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
-from fermion.context import Positions, resolve
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.context import TIMEOUT_SECONDS, Positions, resolve
 
 Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)

@@ -6,16 +6,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.completion import CompletionContext
 
-from fermion.call import TIMEOUT_SECONDS
+import fermion
 from fermion.cli import near
-from fermion.client import Client
-from fermion.context import Contexts, StoredPositions, resolve
+from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, resolve
 from fermion.errors import Error, InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
 # A list command asks for so many names while somebody presses TAB.
@@ -70,7 +72,7 @@ OutputOption = Annotated[
 ]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Options of every call")
 @dataclass(frozen=True)
 class Options:
     """Where to call, and how to print."""
@@ -96,7 +98,7 @@ class Options:
     def client(self) -> Iterator[Client]:
         """Open a client; an error over a name says what there is by a name like it."""
         context = resolve(self.context)
-        with Client(
+        with fermion.Client(
             context=self.context, timeout=self.timeout, positions=StoredPositions(context)
         ) as client:
             try:

@@ -186,7 +186,13 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
         except Away as error:
             raise _away(error) from error
         except Unhonoured as error:
-            raise Refused(error.reason.code, error.reason.message, field=error.field) from error
+            raise Refused(
+                "EXEC_NOT_HONOURED",
+                f"This cluster cannot run that inside a replica: {error.reason.message}",
+                next_step="Leave out what it cannot honour.",
+                field=error.field,
+                why=error.reason.code,
+            ) from error
 
     async def ListUsage(
         self, request: api.ListUsageRequest, context: Context

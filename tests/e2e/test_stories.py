@@ -220,6 +220,37 @@ def test_the_past_of_an_instance_can_be_asked_for(stage: Stage, project: str) ->
     assert "service:scheduler" in history
 
 
+def test_the_past_of_a_deleted_instance_can_be_asked_for_also_when_its_name_is_used_again(
+    stage: Stage, project: str
+) -> None:
+    stage.ok("instances", "create", "ga", "--kind", "notebook", "-p", project)
+    comes_to(stage, "ga", project, "STATE_PENDING PHASE_QUEUED")
+    first = stage.instance("ga", project)
+    uid, then = str(first["uid"]), str(first["update_time"])
+    stage.ok("instances", "delete", "ga", "-p", project)
+    comes_to(stage, "ga", project, "")
+
+    def facts(*words: str) -> list[str]:
+        listed = stage.ok("events", "list", *words, "-p", project, "-o", "json").json()
+        assert isinstance(listed, list)
+        return [str(fact["type"]).rsplit(".", 1)[-1] for fact in listed]
+
+    gone = facts("ga")
+    assert (gone[0], gone[-1]) == ("InstanceCreated", "InstanceDeleted")
+    assert facts(uid) == gone
+    stage.ok("instances", "create", "ga", "--kind", "notebook", "-p", project)
+    comes_to(stage, "ga", project, "STATE_PENDING PHASE_QUEUED")
+    assert "InstanceDeleted" not in facts("ga")
+    assert facts("ga", "--all") == gone + facts("ga")
+    assert facts(uid) == gone
+    before = facts("ga", "--as-of", then)
+    assert before == gone[: len(before)]
+    assert "WorkloadQueued" in before
+    shown = stage.ok("instances", "get", "ga", "--as-of", then, "-p", project, "-o", "json").json()
+    assert isinstance(shown, dict)
+    assert shown["uid"] == uid
+
+
 def test_a_watcher_sees_every_change_once_and_resumes_where_it_ended(
     stage: Stage, project: str
 ) -> None:

@@ -47,6 +47,28 @@ class Platform:
     quotas: dict[str, projects.Quota] = field(default_factory=dict)
     clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
+    # Of all journals, in the order in which they were recorded.
+    facts: list[journal.Record] = field(default_factory=list)
+
+    def state(
+        self, name: str, stream: str, fact: Message, at: int, project: str = "acme"
+    ) -> journal.Record:
+        """Add a fact to a journal, recorded at a second of the epoch."""
+        own = [one for one in self.facts if one.journal == name]
+        record = journal.Record(
+            journal=name,
+            position=len(own) + 1,
+            project=project,
+            project_position=sum(one.project == project for one in own) + 1,
+            stream=stream,
+            version=sum(one.stream == stream for one in own) + 1,
+            type=fact.DESCRIPTOR.full_name,
+            data=fact.SerializeToString(),
+            meta=journal.Meta(actor="user_1"),
+        )
+        record.record_time.FromSeconds(at)
+        self.facts.append(record)
+        return record
 
     def take(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
         """Keep a call, and do what comes before its answer."""
@@ -133,6 +155,9 @@ class Instances(instances_grpc.InstanceServiceServicer):
     ) -> api.GetInstanceResponse:
         self._platform.take("GetInstance", request, context)
         found = self._platform.instances.get(request.name)
+        if request.HasField("as_of_time") and found is not None:
+            made = found.create_time.ToNanoseconds()
+            found = found if made <= request.as_of_time.ToNanoseconds() else None
         if found is None:
             missing = f"There is no {request.name}."
             refuse(code_pb2.NOT_FOUND, "INSTANCE_NOT_FOUND", missing, instance=request.name)(
@@ -258,10 +283,41 @@ class Clusters(projects_grpc.ClusterServiceServicer):
 
 
 class Journals(journal_grpc.JournalServiceServicer):
-    """One journal, whose reader may be halted."""
+    """Facts as they were stated, and one journal whose reader may be halted."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def ReadLog(
+        self, request: journal.ReadLogRequest, context: grpc.ServicerContext
+    ) -> Iterator[journal.ReadLogResponse]:
+        self._platform.take("ReadLog", request, context)
+        project = request.project.removeprefix("projects/")
+        found = [
+            (one.project_position if project else one.position, one)
+            for one in self._platform.facts
+            if one.journal == request.journal and project in ("", one.project)
+        ]
+        newer = [one for position, one in found if position > request.after]
+        # One a page, so that a log has more than one.
+        for one in newer[: request.limit or None]:
+            yield journal.ReadLogResponse(records=[one], head=found[-1][0])
+        if not newer:
+            yield journal.ReadLogResponse(head=found[-1][0] if found else 0)
+
+    def ListFacts(
+        self, request: journal.ListFactsRequest, context: grpc.ServicerContext
+    ) -> journal.ListFactsResponse:
+        self._platform.take("ListFacts", request, context)
+        asked = (request.journal, request.project.removeprefix("projects/"), request.stream)
+        return journal.ListFactsResponse(
+            records=[
+                one
+                for one in self._platform.facts
+                if (one.journal, one.project, one.stream) == asked
+                and one.version > request.after_version
+            ]
+        )
 
     def GetJournal(
         self, request: journal.GetJournalRequest, context: grpc.ServicerContext
