@@ -25,7 +25,7 @@ from fermion.api.executor.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
 from services.executor import projection
 from services.executor.cluster import Away, Cluster, Gone, LogEntry, Session, Unhonoured
-from services.executor.reconciler import USAGE_KEPT
+from services.executor.config import USAGE_KEPT
 
 # Chunks that are sent as one message, where they are there already.
 CHUNKS_MAX: Final = 200
