@@ -43,17 +43,22 @@ _WORDS: Final = {
     "[a-z]+/[a-z0-9_-]{1,80}": "must be {kind}/{uid}",
     "users/{user}/tokens/tok_[0-9a-z]{26}": "must be users/{user}/tokens/{token}, the last part the "
     "token's uid",
+    r"[^\p{Cc}\p{Zl}\p{Zp}]*": "must hold no control characters and no line breaks",
+    r"([^\p{Cc}]|[\t\n\r])*": "must hold no control characters but line breaks and tabs",
     r"/[^\x00]*": "must begin with `/`",
     "sha256:[0-9a-f]{64}": "must be `sha256:` and 64 hexadecimal digits",
 }
 
 
 def faults(request: Message, validator: Validator) -> list[Violation]:
-    """Every field that breaks a rule, and every text that holds U+0000."""
-    found = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
-    return found + [
-        Violation(_path(one), _words(one, request), one.proto.rule_id)
-        for one in validator.collect_violations(request)
+    """Every field that breaks a rule, and every text that holds U+0000, each once."""
+    nul = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
+    told = {one.field for one in nul}
+    broken = ((_path(one), one) for one in validator.collect_violations(request))
+    return nul + [
+        Violation(path, _words(one, request), one.proto.rule_id)
+        for path, one in broken
+        if path not in told
     ]
 
 

@@ -67,6 +67,26 @@ def test_what_is_missing_too_much_or_too_many_is_said_so() -> None:
     assert said(asked) == {"project.labels": "must have at most 32 entries"}
 
 
+@pytest.mark.parametrize("letter", ["\x00", "\x07", "\x1b", "\x7f", "\x9b", "\u2028", "\n"])
+def test_a_name_as_shown_is_one_line_without_control_characters(letter: str) -> None:
+    project = projects.Project(display_name=f"a{letter}b")
+    asked = projects.CreateProjectRequest(project_id="a", project=project)
+    assert list(said(asked)) == ["project.display_name"]
+    (found,) = faults(asked, Validator())
+    assert found.rule == ("string.no_nul" if letter == "\0" else "string.pattern")
+
+
+def test_a_description_may_have_lines_and_no_other_control_characters() -> None:
+    project = projects.Project(description="one\n\ttwo\r\nдва 二 \U0001f469\u200d\U0001f4bb")
+    asked = projects.CreateProjectRequest(project_id="a", project=project)
+    assert said(asked) == {}
+    project.description = "\x1b[2J"
+    asked.project.CopyFrom(project)
+    assert said(asked) == {
+        "project.description": "must hold no control characters but line breaks and tabs"
+    }
+
+
 def test_a_value_is_shown_as_what_it_is() -> None:
     asked = projects.ListProjectsRequest(order_by="it's", page_size=-1)
     assert shown(asked, "order_by") == ("it's", '"it\'s"')
