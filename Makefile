@@ -47,8 +47,9 @@ check: setup ## Lint, format, types, import contracts, protos
 	@$(BIN)/python proto/generate.py --check
 	@! grep -nE 'https?://' requirements/* || { echo "An address stands in requirements/; lock files name packages only."; exit 1; }
 
-generate: setup ## Write the Python of the protos
+generate: setup ## Write the Python of the protos, and the pages of help that are kept
 	@$(BIN)/python proto/generate.py
+	@$(BIN)/python -m tests.unit.fermion.manual
 
 lock: setup ## Lock the dependencies again (needs uv)
 	@for part in run dev; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate requirements/$$part.in -o requirements/$$part.txt; done

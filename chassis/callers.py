@@ -272,8 +272,13 @@ class Callers:
             self._platform(caller, rule.platform)
             return
         resource = _field(request, rule.resource)
-        if not resource and rule.bare:
+        if rule.bare and (not resource or _about_all(resource)):
             self._platform(caller, rule.bare)
+            return
+        if rule.self and not _last(resource, "projects"):
+            # It is about another user, and no project's role helps with that.
+            if not _may(caller, rule.role, None):
+                self._platform(caller, api.PLATFORM_ROLE_ADMIN)
             return
         self._project(caller, rule, resource)
 
@@ -426,6 +431,11 @@ def _field(message: Message, path: str) -> str:
 def _last(name: str, collection: str) -> str:
     parts = name.split("/")
     return parts[1] if len(parts) >= 2 and parts[0] == collection else ""
+
+
+def _about_all(name: str) -> bool:
+    """Whether a name is about all of a collection, as `projects/-/quota` is."""
+    return name.split("/")[1:2] == ["-"]
 
 
 def _short(name: str) -> str:

@@ -38,6 +38,8 @@ _WORDS: Final = {
     "[A-Z][A-Z0-9_]{0,62}": "must be upper-case letters, digits and `_`, beginning with a letter, "
     "at most 63",
     "[A-Z]{3}": "must be three upper-case letters",
+    "[0-7][0-9a-hjkmnp-tv-z]{25}": "must be 26 lower-case base32 characters",
+    "clusters/[0-7][0-9a-hjkmnp-tv-z]{25}": "must be clusters/ and 26 lower-case base32 characters",
     "[a-z]+/[a-z0-9]{1,26}": "must be {service}/{shard}",
     "[a-z]+/[a-z]+": "must be {service}/{service}",
     "[a-z]+/[a-z0-9_-]{1,80}": "must be {kind}/{uid}",

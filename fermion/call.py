@@ -12,10 +12,10 @@ from typing import Final
 import grpc
 from google.protobuf.message import Message
 
+from fermion.answer import from_call
 from fermion.context import Context, Positions
-from fermion.errors import Error, Unavailable, from_call
+from fermion.errors import Error, Unavailable
 
-TIMEOUT_SECONDS: Final = 30.0
 # A server that never answered this client is given so long to appear; a restart is shorter.
 ABSENT_SECONDS_MAX: Final = 1.5
 BACKOFF_SECONDS_FIRST: Final = 0.1

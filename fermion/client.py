@@ -10,11 +10,11 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
-from fermion.context import Positions, resolve
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.context import TIMEOUT_SECONDS, Positions, resolve
 from fermion.instances import Instances
 from fermion.journals import Journals
-from fermion.projects import Keys, Members, Projects, Tokens, Users
+from fermion.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.scheduler import Queue
 
 Asked = TypeVar("Asked", bound=Message)
@@ -108,6 +108,8 @@ class Client:
         self.users = Users(self.line("projects"))
         self.tokens = Tokens(self.line("projects"))
         self.keys = Keys(self.line("projects"))
+        self.quotas = Quotas(self.line("projects"))
+        self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
         self.journals = Journals(self.line)
 

@@ -16,6 +16,8 @@ from typing import Final
 from fermion.errors import FailedPrecondition, InvalidArgument, NotFound
 
 LOCAL: Final = "127.0.0.1:7443"
+# What one call may take, with every time that it is sent again.
+TIMEOUT_SECONDS: Final = 30.0
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})")
 
 

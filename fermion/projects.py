@@ -1,4 +1,4 @@
-"""Projects and the people in them: users, members, tokens, keys."""
+"""Projects and the people in them, what they may hold, and the clusters on which work may run."""
 
 from __future__ import annotations
 
@@ -193,6 +193,77 @@ class Keys:
         """Refuse tokens of a key from now on."""
         request = api.RemoveSigningKeyRequest(kid=kid)
         self._line.ask(self._stub.RemoveSigningKey, request)
+
+
+class Quotas:
+    """
+    How much may be held at a time; `scope` is `projects/{project}` or `users/{user}`.
+
+    `projects/-` and `users/-` stand for each that has no limits of its own.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._stub = stubs.QuotaServiceStub(line.channel)
+
+    def get(self, scope: str) -> api.Quota:
+        """Read the limits in force: its own, else the inherited ones."""
+        request = api.GetQuotaRequest(name=f"{scope}/quota")
+        return self._line.ask(self._stub.GetQuota, request).quota
+
+    def list(self) -> Iterator[api.Quota]:
+        """Every limit that was set and that you may see, page by page."""
+        request = api.ListQuotasRequest(page_size=PAGE_SIZE)
+        while True:
+            page = self._line.ask(self._stub.ListQuotas, request)
+            yield from page.quotas
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def set(
+        self, scope: str, limits: api.Limits, etag: str = "", *, validate_only: bool = False
+    ) -> api.Quota:
+        """Set the whole of a scope's limits: what is not said is not bounded."""
+        request = api.SetQuotaRequest(
+            quota=api.Quota(name=f"{scope}/quota", limits=limits),
+            etag=etag,
+            validate_only=validate_only,
+        )
+        return self._line.ask(self._stub.SetQuota, request).quota
+
+    def clear(self, scope: str, etag: str = "") -> api.Quota:
+        """Take a scope's own limits away; answers those that count from then on."""
+        request = api.ClearQuotaRequest(name=f"{scope}/quota", etag=etag)
+        return self._line.ask(self._stub.ClearQuota, request).quota
+
+
+class Clusters:
+    """The clusters on which work may run."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._stub = stubs.ClusterServiceStub(line.channel)
+
+    def list(self) -> Iterator[api.Cluster]:
+        """Every cluster, also those that were retired."""
+        request = api.ListClustersRequest(page_size=PAGE_SIZE)
+        while True:
+            page = self._line.ask(self._stub.ListClusters, request)
+            yield from page.clusters
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def enrol(self, cluster_id: str) -> api.Cluster:
+        """Let work run on a cluster, also on one that was retired."""
+        request = api.EnrolClusterRequest(cluster_id=cluster_id)
+        return self._line.ask(self._stub.EnrolCluster, request).cluster
+
+    def retire(self, cluster_id: str) -> api.Cluster:
+        """Give a cluster no more work."""
+        request = api.RetireClusterRequest(name=f"clusters/{cluster_id}")
+        return self._line.ask(self._stub.RetireCluster, request).cluster
 
 
 def _go_on(request: api.WatchProjectsRequest, change: api.WatchProjectsResponse) -> None:

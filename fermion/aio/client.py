@@ -14,10 +14,10 @@ from google.protobuf.message import Message
 
 from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
-from fermion.aio.projects import Keys, Members, Projects, Tokens, Users
+from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
-from fermion.call import CHANNEL_OPTIONS, TIMEOUT_SECONDS, Attempts, Place
-from fermion.context import Positions, resolve
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.context import TIMEOUT_SECONDS, Positions, resolve
 
 Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
@@ -111,6 +111,8 @@ class AsyncClient:
         self.users = Users(self.line("projects"))
         self.tokens = Tokens(self.line("projects"))
         self.keys = Keys(self.line("projects"))
+        self.quotas = Quotas(self.line("projects"))
+        self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
         self.journals = Journals(self.line)
 

@@ -6,6 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from fermion import __version__
+from fermion.cli import help
+
 SUMMARY = "Dev instances, training jobs and inference services, billed by what really ran."
 
 EXIT_CODES = """
@@ -29,6 +32,8 @@ COMMANDS = (
     ("users", "fermion.cli.people:users", "People who use the platform."),
     ("tokens", "fermion.cli.people:tokens", "API tokens."),
     ("keys", "fermion.cli.people:keys", "Public keys that tokens are checked with."),
+    ("quotas", "fermion.cli.quotas:app", "How much projects and users may hold at a time."),
+    ("clusters", "fermion.cli.clusters:app", "Clusters on which work may run."),
     ("queue", "fermion.cli.operate:queue", "What waits for admission, and why."),
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),
@@ -47,11 +52,19 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Print the help at once, or load the parser and run one command."""
-    if list(words) in ([], ["--help"], ["-h"], ["help"]):
+    """Print help and version at once, or load the parser and run one command."""
+    asked = [*words[1:], "--help"] if words[:1] == ["help"] else list(words)
+    if asked in ([], ["--help"], ["-h"]):
         print(overview())
         return 0
-    found: int = importlib.import_module("fermion.cli.app").run(words)
+    if asked == ["--version"]:
+        print(__version__)
+        return 0
+    page = help.find(asked, help.kept())
+    if page is not None:
+        print(page)
+        return 0
+    found: int = importlib.import_module("fermion.cli.app").run(asked)
     return found
 
 

@@ -12,8 +12,9 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fermion
 from fermion import errors
-from fermion.cli import COMMANDS, EXIT_CODES, SUMMARY
-from fermion.cli.spec import OPTION_OF
+from fermion.cli import COMMANDS, SUMMARY
+from fermion.cli.fields import OPTION_OF
+from fermion.cli.pages import Page
 
 # The first class that fits says the code; 1 where none does.
 CODES: tuple[tuple[type[errors.Error], int], ...] = (
@@ -29,10 +30,14 @@ CODES: tuple[tuple[type[errors.Error], int], ...] = (
     (errors.WorkloadFailed, 7),
 )
 
+EPILOGUE = "Exit codes, and what else holds everywhere: fermion --help"
+
 app = App(
     name="fermion",
     help=SUMMARY,
-    help_epilogue=EXIT_CODES,
+    help_epilogue=EPILOGUE,
+    help_format="plaintext",
+    help_formatter=Page(),
     version=fermion.__version__,
     default_parameter=Parameter(negative="", show_default=False),
 )

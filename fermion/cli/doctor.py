@@ -13,19 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fermion.answer import from_call
 from fermion.api.journal import v1 as api
 from fermion.cli import show
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
-from fermion.client import Client
 from fermion.context import home
-from fermion.errors import Denied, Error, from_call
+from fermion.errors import Denied, Error
 from fermion.journals import SERVICES
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 # What each service answers to in the health service.
 HEALTH: Final = {

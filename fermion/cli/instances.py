@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -12,8 +12,10 @@ from fermion.cli import read, show
 from fermion.cli.options import InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
-from fermion.client import Client
 from fermion.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 app = App(name="instances", help="Development environments.")
 
@@ -91,8 +93,10 @@ def create(
     """
     Create an instance and ask for its start.
 
-    `fermion instances create lab --kind notebook --gpu 1 --memory 32GiB`
-    `fermion instances create own --kind custom --image python:3.12 -- python -m http.server`
+    For example:
+
+        fermion instances create lab --kind notebook --gpu 1 --memory 32GiB
+        fermion instances create own --kind custom --image host -- sleep 1h
     """
     asked, _ = build(wish)
     name = name or show.short(asked.name)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
-from fermion.client import Client
 from fermion.errors import Error
 
+if TYPE_CHECKING:
+    from fermion.client import Client
+
 # By reason: the argument that holds the name that was not found, and what names there are.
-Lister = Callable[[Client, str], Iterable[str]]
+Lister: TypeAlias = "Callable[[Client, str], Iterable[str]]"
 _LISTERS: Mapping[str, tuple[str, Lister]] = {
     "INSTANCE_NOT_FOUND": (
         "instance",
@@ -30,6 +33,10 @@ _LISTERS: Mapping[str, tuple[str, Lister]] = {
     "USER_NOT_FOUND": (
         "user",
         lambda client, _: (one.name for one in client.users.list()),
+    ),
+    "CLUSTER_NOT_FOUND": (
+        "cluster",
+        lambda client, _: (one.name for one in client.clusters.list()),
     ),
 }
 

@@ -6,16 +6,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.completion import CompletionContext
 
-from fermion.call import TIMEOUT_SECONDS
+import fermion
 from fermion.cli import near
-from fermion.client import Client
-from fermion.context import Contexts, StoredPositions, resolve
+from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, resolve
 from fermion.errors import Error, InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
 # A list command asks for so many names while somebody presses TAB.
@@ -40,6 +42,18 @@ def instance_names(_: CompletionContext) -> list[str]:
         return [one.name.rsplit("/", 1)[-1] for one in client.instances.list(project)]
 
 
+def user_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a user."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("users/") for one in client.users.list()]
+
+
+def cluster_names(_: CompletionContext) -> list[str]:
+    """What TAB offers for a cluster."""
+    with Options(timeout=COMPLETION_SECONDS).client() as client:
+        return [one.name.removeprefix("clusters/") for one in client.clusters.list()]
+
+
 def template_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a template."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
@@ -50,6 +64,7 @@ ProjectName = Annotated[str, Parameter(completer=project_names)]
 InstanceName = Annotated[
     str, Parameter(help="dev-1, or projects/P/instances/dev-1.", completer=instance_names)
 ]
+ClusterName = Annotated[str, Parameter(completer=cluster_names)]
 TemplateName = Annotated[str, Parameter(completer=template_names)]
 OutputOption = Annotated[
     Format,
@@ -57,7 +72,7 @@ OutputOption = Annotated[
 ]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Options of every call")
 @dataclass(frozen=True)
 class Options:
     """Where to call, and how to print."""
@@ -83,7 +98,7 @@ class Options:
     def client(self) -> Iterator[Client]:
         """Open a client; an error over a name says what there is by a name like it."""
         context = resolve(self.context)
-        with Client(
+        with fermion.Client(
             context=self.context, timeout=self.timeout, positions=StoredPositions(context)
         ) as client:
             try:

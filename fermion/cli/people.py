@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -10,8 +10,10 @@ from fermion.api.projects import v1 as api
 from fermion.cli import read, show
 from fermion.cli.options import Options
 from fermion.cli.show import Column
-from fermion.client import Client
 from fermion.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 users = App(name="users", help="People who use the platform.")
 members = App(name="members", help="Roles of users in a project.")

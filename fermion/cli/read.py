@@ -38,6 +38,9 @@ _SECONDS = {
 }
 _NUMBER = r"\d{1,15}(?:\.\d{1,9})?"
 _SIZE = re.compile(rf"({_NUMBER})\s*([kmgt]i?)?b?", re.ASCII)
+_COUNT = re.compile(r"\d{1,15}", re.ASCII)
+# What a field of the API can hold.
+_MOST = 2**63 - 1
 _MILLI = re.compile(rf"({_NUMBER})(m?)", re.ASCII)
 _DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)", re.ASCII)
 _PORTS = {
@@ -67,7 +70,17 @@ def size(option: str, text: str) -> int:
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
         raise wrong(option, text, "is no size", "Write it like 16GiB, 500M or 1.5Ti.")
-    return int(Decimal(found[1]) * _SIZES[found[2] or ""])
+    number = int(Decimal(found[1]) * _SIZES[found[2] or ""])
+    if number > _MOST:
+        raise wrong(option, text, "is more than can be counted", "Write it like 16GiB or 1.5Ti.")
+    return number
+
+
+def count(option: str, text: str) -> int:
+    """`10` as a whole number."""
+    if not _COUNT.fullmatch(text):
+        raise wrong(option, text, "is no whole number", f"Write it like {option} 10.")
+    return int(text)
 
 
 def milli(option: str, text: str) -> int:
@@ -92,11 +105,11 @@ def duration(option: str, text: str) -> timedelta:
         raise wrong(option, text, "is longer than time is", "Write it like 8h.") from error
 
 
-def pair(option: str, text: str) -> tuple[str, str]:
+def pair(option: str, text: str, example: str = "team=vision") -> tuple[str, str]:
     """`key=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise wrong(option, text, "is no KEY=VALUE", f"Write it like {option} team=vision.")
+        raise wrong(option, text, "is no KEY=VALUE", f"Write it like {option} {example}.")
     return key, value
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 
 Item = TypeVar("Item")
@@ -30,6 +31,15 @@ Shown = TypeVar("Shown", bound=Message)
 _NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
 # Reasons as people say them; any other one is shown with the sentence that came with it.
 _SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
+# What can be bounded beside GPUs, and workloads by kind, as people call them.
+DIMENSIONS = {"cpu_milli": "CPU", "memory_bytes": "memory", "storage_bytes": "storage"}
+KINDS = {
+    "instance": "instances",
+    "training": "training jobs",
+    "inference": "services",
+    "build": "builds",
+    "tool": "tools",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +239,38 @@ def size(number: int) -> str:
         if number >= length:
             return f"{number / length:.4g} {unit}"
     return str(number)
+
+
+def amounts(limits: projects.Limits) -> dict[str, int]:
+    """Amounts by dimension, as the scheduler names them; what is not said is not there."""
+    found = {f"gpu_milli/{model}": limits.gpu_milli[model] for model in sorted(limits.gpu_milli)}
+    for field, number in limits.ListFields():
+        if field.name in DIMENSIONS:
+            found[field.name] = number
+    return found | {
+        f"workloads/{kind}": limits.workloads[kind] for kind in KINDS if kind in limits.workloads
+    }
+
+
+def dimension(name: str) -> str:
+    """What is bounded, held or short, as people call it: `gpu_milli/A100` is GPU A100."""
+    kind, _, key = name.partition("/")
+    match kind, key:
+        case "gpu_milli", "*":
+            return "GPU"
+        case "gpu_milli", _:
+            return f"GPU {key}"
+        case "workloads", _:
+            return KINDS.get(key, key)
+        case _:
+            return DIMENSIONS.get(kind, kind)
+
+
+def amount(name: str, number: int) -> str:
+    """An amount of a dimension, in the unit that people count it in."""
+    if name.partition("/")[0].endswith("_milli"):
+        return cores(number)
+    return size(number) if name.endswith("_bytes") else str(number)
 
 
 def age(stamp: Timestamp) -> str:

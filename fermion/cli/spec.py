@@ -20,31 +20,6 @@ RESTARTS: Mapping[str, workload.RestartPolicy.Mode.ValueType] = {
     "always": workload.RestartPolicy.MODE_ALWAYS,
 }
 
-# By the field's path in a request: the option that says it.
-OPTION_OF: Mapping[str, str] = {
-    "parent": "--project",
-    "instance_id": "NAME",
-    "instance.display_name": "--display-name",
-    "instance.description": "--description",
-    "instance.labels": "--label",
-    "instance.spec.kind": "--kind",
-    "instance.spec.template": "--template",
-    "instance.spec.image": "--image",
-    "instance.spec.resources.gpu_type": "--gpu-type",
-    "instance.spec.resources.gpu_milli": "--gpu",
-    "instance.spec.resources.cpu_milli": "--cpu",
-    "instance.spec.resources.memory_bytes": "--memory",
-    "instance.spec.resources.storage_bytes": "--storage",
-    "instance.spec.resources.shm_bytes": "--shm",
-    "instance.spec.ports": "--port",
-    "instance.spec.env": "--env",
-    "instance.spec.command": "--",
-    "instance.spec.args": "--arg",
-    "instance.spec.restart_policy.mode": "--restart",
-    "instance.spec.restart_policy.restarts_max": "--restarts-max",
-    "instance.spec.max_duration": "--max-duration",
-}
-
 
 @Parameter(name="*")
 @dataclass(frozen=True)

@@ -8,87 +8,14 @@ told to forget it, and reports all of it alike as `ReplicaObservation`.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from fermion.api.workload import v1 as api
-
-
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """A moment of the cluster's clock, floored to whole milliseconds once, and how well it is known."""
-
-    at: datetime
-    evidence: api.EvidenceClass.ValueType = api.EVIDENCE_CLASS_RECORDED
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One life of a replica's main; `exit` means nothing where a signal ended it."""
-
-    ordinal: int
-    start: Instant
-    end: Instant | None = None
-    exit: int = 0
-    signal: int = 0
-    # OOM_KILLED, LIVENESS_FAILED, START_FAILED, …; None where the code says all.
-    reason: api.Reason | None = None
-    # What the program wrote into its exit file; a reason, never evidence of time.
-    exit_report: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A time within the open run of which the cluster cannot say that it was alive."""
-
-    lost: Instant
-    found: Instant | None = None
-
-
-class Phase(enum.Enum):
-    """Where a replica stands in its cluster."""
-
-    PREPARING = "preparing"
-    """Bound; main has never run: its image is made, other ranks are missing, …."""
-
-    RUNNING = "running"
-    BACKOFF = "backoff"
-    """Main ended and will be run again."""
-
-    ENDED = "ended"
-    """No process of it is left, and none will come."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaObservation:
-    """One replica as its cluster tells of it: a state and never an edge, so it may be told twice."""
-
-    # `rep_` over uuid5(cluster uid | the cluster's own uid of the object | main).
-    uid: str
-    # `wkl_…`.
-    workload: str
-    role: str
-    rank: int
-    node: str
-    scheduled: Instant
-    phase: Phase
-    # Those that the cluster still tells of, oldest first; ordinals grow, and may begin above 0.
-    runs: tuple[Run, ...] = ()
-    gaps: tuple[Gap, ...] = ()
-    # Why it does not run (PREPARING, BACKOFF), or why it is not ready.
-    reason: api.Reason | None = None
-    # Whether its readiness check passes; None where it has none.
-    ready: bool | None = None
-    # The open run was proved alive then; None where no run is open.
-    proof: datetime | None = None
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    image: api.Image = field(default_factory=api.Image)
-    # What was allocated, e.g. the model of the GPU.
-    sku: api.Sku = field(default_factory=api.Sku)
+from services.executor.observation import Instant, ReplicaObservation
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ All rules of projects and their people: who there is, who may do what where, how
 Four nouns: a user, a project with its members, a token, and the platform's keys. A project ends in
 three steps, so that nobody's work is cut: it is archived, every service with resources says that
 nothing of it lives there any more, and only then may it be deleted. Its name is never used again.
+Two more have rooms of their own: what a scope may hold (`quota`), and the clusters (`enrolment`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place
 from chassis.refusals import Denied, Exists, Missing, Refused
 from fermion.api.projects import v1 as api
+from services.projects import enrolment, quota
+from services.projects.quota import Quota
 
 SERVICE: Final = "projects"
 KEYS: Final = "key/platform"
@@ -40,7 +43,7 @@ ProjectFact: TypeAlias = (
 )
 TokenFact: TypeAlias = api.TokenIssued | api.TokenRevoked
 KeyFact: TypeAlias = api.SigningKeyAdded | api.SigningKeyRemoved
-Fact: TypeAlias = UserFact | ProjectFact | TokenFact | KeyFact
+Fact: TypeAlias = UserFact | ProjectFact | TokenFact | KeyFact | quota.Fact | enrolment.Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,16 @@ class Keys:
 
     keys: Mapping[str, bytes] = field(default_factory=dict)
     added: Mapping[str, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What decides about one scope's quota: its own, that of all, and whose it is."""
+
+    own: Quota = Quota()
+    of_all: Quota = Quota()
+    # None where the scope is all projects, or all users.
+    owner: Project | User | None = None
 
 
 # Users
@@ -503,6 +516,32 @@ def remove_key(now: Keys, *, kid: str) -> list[Fact]:
     return [api.SigningKeyRemoved(kid=kid)]
 
 
+# Quotas
+
+
+def bound(now: Bounds, *, scope: str, limits: api.Limits, etag: str) -> Sequence[Fact]:
+    """Set what a scope may hold; the project or the user whose it is must be there."""
+    project = _bounded(now)
+    return quota.state(now.own, scope=scope, project=project, limits=limits, etag=etag)
+
+
+def unbound(now: Bounds, *, scope: str, etag: str) -> Sequence[Fact]:
+    """Take a scope's own limits away; those of all count from then on."""
+    project = _bounded(now)
+    return quota.clear(now.own, scope=scope, project=project, etag=etag)
+
+
+def _bounded(now: Bounds) -> str:
+    """Refuse where nobody is there to be bounded; the project, where it is one."""
+    match now.owner:
+        case Project() as owner:
+            _active(owner)
+            return owner.project
+        case User() as owner:
+            _there_user(owner)
+    return ""
+
+
 # All
 
 
@@ -530,6 +569,10 @@ def place(fact: Message) -> Place:
             return Place(f"token/{said.uid}", NO_PROJECT)
         case api.SigningKeyAdded() | api.SigningKeyRemoved():
             return Place(KEYS, NO_PROJECT)
+        case api.QuotaSet() | api.QuotaCleared() as said:
+            return quota.place(said)
+        case api.ClusterEnrolled() | api.ClusterRetired() as said:
+            return enrolment.place(said)
         case other:
             assert_never(other)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, assert_never, cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.envelope import Recorded
 from chassis.journal import Write
 from chassis.postgres import Record
 from fermion.api.projects import v1 as api
-from services.projects import aggregate
+from services.projects import aggregate, enrolment
 from services.projects.aggregate import Fact, Project, Token, User
+from services.projects.enrolment import Cluster
+from services.projects.quota import Quota
 
 # A user or a project that goes takes many rows along, so writes to members keep the order of all.
 MEMBERS: Final = "members"
@@ -31,6 +36,7 @@ def project(record: Recorded) -> Sequence[Write]:
             return [
                 Write("remove_account", fact.uid, (fact.uid,)),
                 Write("remove_memberships", MEMBERS, (fact.uid,)),
+                _unbounded(f"users/{fact.uid}"),
             ]
         case api.ProjectCreated():
             return _write("add_project", fact.uid, fact.project, *_spec(fact.spec), at)
@@ -44,6 +50,7 @@ def project(record: Recorded) -> Sequence[Write]:
             return [
                 Write("remove_project", fact.uid, (fact.uid,)),
                 Write("remove_members", MEMBERS, (fact.uid,)),
+                _unbounded(f"projects/{fact.uid}"),
             ]
         case api.MemberSet():
             return _member(
@@ -66,6 +73,17 @@ def project(record: Recorded) -> Sequence[Write]:
             return _write("add_key", fact.kid, fact.public_key, at)
         case api.SigningKeyRemoved():
             return _write("remove_key", fact.kid)
+        case api.QuotaSet():
+            # Deterministic, because rows that were folded anew are compared byte by byte.
+            limits = fact.limits.SerializeToString(deterministic=True)
+            uid = fact.scope.partition("/")[2]
+            return _write("set_quota", fact.scope, uid, fact.version, limits)
+        case api.QuotaCleared():
+            return _write("clear_quota", fact.scope, fact.version)
+        case api.ClusterEnrolled():
+            return _write("enrol_cluster", fact.cluster, _time(fact.from_time))
+        case api.ClusterRetired():
+            return _write("retire_cluster", fact.cluster, _time(fact.through_time))
         case _:
             assert_never(fact)
 
@@ -132,12 +150,32 @@ def key(row: Record) -> api.SigningKey:
     return shown
 
 
+def quota(row: Record) -> Quota:
+    """What a row of `quota` says of its scope."""
+    limits = None if row["limits"] is None else api.Limits.FromString(row["limits"])
+    return Quota(row["version"], limits)
+
+
+def cluster(row: Record) -> api.Cluster:
+    """Show a row of `cluster` as callers see it."""
+    return enrolment.view(Cluster(row["uid"], row["enrol_time"], row["retire_time"]))
+
+
+def _unbounded(scope: str) -> Write:
+    """Take the quota of a scope away with the project or user whose it was."""
+    return Write("remove_quota", scope, (scope,))
+
+
 def _write(statement: str, key: str, *arguments: object) -> list[Write]:
     return [Write(statement, key, (key, *arguments))]
 
 
 def _member(statement: str, project_uid: str, user_uid: str, *arguments: object) -> list[Write]:
     return [Write(statement, MEMBERS, (project_uid, user_uid, *arguments))]
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
 
 
 def _spec(spec: api.Project) -> tuple[str, str, str]:

@@ -74,6 +74,30 @@ VALUES ($1, $2, $3);
 DELETE FROM signing_key
  WHERE kid = $1;
 
+-- set_quota: Show the limits that a scope has of its own.
+INSERT INTO quota (scope, uid, version, limits)
+VALUES ($1, $2, $3, $4)
+    ON CONFLICT (scope) DO UPDATE SET version = excluded.version, limits = excluded.limits;
+
+-- clear_quota: Show that a scope has no limits of its own; its version counts on.
+UPDATE quota
+   SET version = $2, limits = NULL
+ WHERE scope = $1;
+
+-- remove_quota: Take the quota of a deleted project or user away.
+DELETE FROM quota
+ WHERE scope = $1;
+
+-- enrol_cluster: Show that work may run on a cluster.
+INSERT INTO cluster (uid, enrol_time)
+VALUES ($1, $2)
+    ON CONFLICT (uid) DO UPDATE SET enrol_time = excluded.enrol_time, retire_time = NULL;
+
+-- retire_cluster: Show that a cluster gets no more work.
+UPDATE cluster
+   SET retire_time = $2
+ WHERE uid = $1;
+
 -- write_profile: Keep who a user is as a person.
 INSERT INTO profile (uid, display_name, email)
 VALUES ($1, $2, $3)
@@ -199,3 +223,36 @@ SELECT *
 SELECT *
   FROM signing_key
  ORDER BY kid;
+
+-- find_quotas: Read what some scopes have of their own.
+SELECT *
+  FROM quota
+ WHERE scope = ANY ($1::text[]);
+
+-- list_quotas: Read a page of the limits that were set and that a caller may see, by name; those of all are seen by all.
+WITH named AS (
+    SELECT q.*,
+           CASE WHEN q.uid = '-' THEN q.scope
+                WHEN p.uid IS NOT NULL THEN 'projects/' || p.name
+                ELSE 'users/' || a.name END || '/quota' AS name
+      FROM quota AS q
+      LEFT JOIN project AS p ON p.uid = q.uid
+      LEFT JOIN account AS a ON a.uid = q.uid
+     WHERE q.limits IS NOT NULL
+       AND ($1::text IS NULL
+            OR q.uid IN ('-', $1)
+            OR EXISTS (SELECT FROM member AS m
+                        WHERE m.project_uid = q.uid AND m.user_uid = $1 AND m.role = ANY ($2::integer[])))
+)
+SELECT *
+  FROM named
+ WHERE name > $3
+ ORDER BY name
+ LIMIT $4;
+
+-- list_clusters: Read a page of the clusters, by name.
+SELECT *
+  FROM cluster
+ WHERE uid > $1
+ ORDER BY uid
+ LIMIT $2;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -17,15 +18,17 @@ from chassis.editing import must_be_changeable
 from chassis.envelope import Recorded
 from chassis.keys import PublicKey, SigningKey, format_jwks
 from chassis.listing import Filter, Order, PageToken
-from chassis.refusals import Refused
+from chassis.refusals import Missing, Refused
 from chassis.rpc import Context, answer_position, caller, meta_of, request_of
 from chassis.service import Kernel
 from chassis.watch import Kind, watch
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import service_pb2_grpc
-from services.projects import aggregate, projection
-from services.projects.aggregate import Fact, Project, User
+from services.projects import aggregate, enrolment, projection, quota
+from services.projects.aggregate import Bounds, Fact, Project, User
 from services.projects.config import Settings
+from services.projects.enrolment import Cluster
+from services.projects.quota import Quota
 
 PAGE_SIZE: Final = 100
 TOKEN_TTL: Final = timedelta(days=30)
@@ -41,6 +44,13 @@ CHANGES: Final = {
 }
 USER_PATHS: Final = ("display_name", "email", "platform_role")
 PROJECT_PATHS: Final = ("display_name", "description", "labels")
+# Whose members see what a project may hold; who sees bills alone does not.
+SEES_QUOTAS: Final = (api.ROLE_VIEWER, api.ROLE_EDITOR, api.ROLE_ADMIN)
+# Whose quota it may be: how the row is found, and what is said where there is none.
+OWNERS: Final[Mapping[str, tuple[str, Callable[[str], Missing]]]] = {
+    "projects": ("find_project", aggregate.project_missing),
+    "users": ("find_user", aggregate.user_missing),
+}
 
 State = TypeVar("State")
 
@@ -586,6 +596,167 @@ class KeyServicer(_Servicer, service_pb2_grpc.KeyServiceServicer):
             decide,
             lambda keys, facts: _fold_on(keys, facts, aggregate.evolve_keys, now),
         )
+
+
+class QuotaServicer(_Servicer, service_pb2_grpc.QuotaServiceServicer):
+    """Every RPC of `QuotaService`; who may call has been checked before."""
+
+    async def GetQuota(
+        self, request: api.GetQuotaRequest, context: Context
+    ) -> api.GetQuotaResponse:
+        """Read the limits in force in a scope that is there."""
+        kind, name, _ = request.name.split("/")
+        uid = name
+        if name != quota.ALL:
+            finding, missing = OWNERS[kind]
+            row = await self._database.fetchrow(self._queries[finding], name)
+            if row is None:
+                raise missing(name)
+            uid = row["uid"]
+        scopes = (f"{kind}/{uid}", f"{kind}/{quota.ALL}")
+        rows = await self._database.fetch(self._queries["find_quotas"], list(scopes))
+        found = {row["scope"]: projection.quota(row) for row in rows}
+        own, of_all = (found.get(scope, Quota()) for scope in scopes)
+        return api.GetQuotaResponse(quota=quota.view(request.name, own, of_all))
+
+    async def ListQuotas(
+        self, request: api.ListQuotasRequest, context: Context
+    ) -> api.ListQuotasResponse:
+        """Read a page of the limits that were set, of scopes that the caller may see."""
+        token_scope = json.dumps(["quotas", caller(context).uid])
+        after = PageToken.decode(request.page_token, token_scope)[0] if request.page_token else ""
+        size = request.page_size or PAGE_SIZE
+        rows = await self._database.fetch(
+            self._queries["list_quotas"], _sees(context), list(SEES_QUOTAS), after, size + 1
+        )
+        response = api.ListQuotasResponse(
+            quotas=[quota.view(row["name"], projection.quota(row), Quota()) for row in rows[:size]]
+        )
+        if len(rows) > size:
+            response.next_page_token = PageToken.encode(rows[size - 1]["name"], "", token_scope)
+        return response
+
+    async def SetQuota(
+        self, request: api.SetQuotaRequest, context: Context
+    ) -> api.SetQuotaResponse:
+        """Set the whole of a scope's limits."""
+        scope = await self._scope(request.quota.name)
+        decide = partial(
+            aggregate.bound, scope=scope, limits=request.quota.limits, etag=request.etag
+        )
+        return api.SetQuotaResponse(
+            quota=await self._on(request, context, request.quota.name, scope, decide)
+        )
+
+    async def ClearQuota(
+        self, request: api.ClearQuotaRequest, context: Context
+    ) -> api.ClearQuotaResponse:
+        """Take a scope's own limits away."""
+        scope = await self._scope(request.name)
+        decide = partial(aggregate.unbound, scope=scope, etag=request.etag)
+        return api.ClearQuotaResponse(
+            quota=await self._on(request, context, request.name, scope, decide)
+        )
+
+    async def _scope(self, name: str) -> str:
+        """The scope of `projects/{project}/quota` or `users/{user}/quota`: it goes by uid."""
+        kind, last, _ = name.split("/")
+        if last == quota.ALL:
+            return f"{kind}/{last}"
+        uid = self._project_uid(name) if kind == "projects" else self._user_uid(name)
+        return f"{kind}/{await uid}"
+
+    async def _on(
+        self,
+        request: Message,
+        context: Context,
+        name: str,
+        scope: str,
+        decide: Callable[[Bounds], Sequence[Fact]],
+    ) -> api.Quota:
+        kind, uid = scope.split("/")
+        streams: tuple[str, ...] = (f"quota/{scope}",)
+        if uid != quota.ALL:
+            streams += (f"quota/{kind}/{quota.ALL}", f"{kind.removesuffix('s')}/{uid}")
+        now = await self._decide(
+            request,
+            context,
+            streams,
+            partial(_fold_bounds, kind),
+            decide,
+            lambda before, facts: replace(
+                before,
+                own=_fold_on(
+                    before.own, facts, lambda q, f, _: quota.evolve(q, f), self._clock.now()
+                ),
+            ),
+        )
+        return quota.view(name, now.own, now.of_all)
+
+
+class ClusterServicer(_Servicer, service_pb2_grpc.ClusterServiceServicer):
+    """Every RPC of `ClusterService`; who may call has been checked before."""
+
+    async def EnrolCluster(
+        self, request: api.EnrolClusterRequest, context: Context
+    ) -> api.EnrolClusterResponse:
+        """Let work run on a cluster."""
+        uid = request.cluster_id
+        cluster = await self._on(request, context, uid, enrolment.enrol)
+        return api.EnrolClusterResponse(cluster=enrolment.view(cluster))
+
+    async def RetireCluster(
+        self, request: api.RetireClusterRequest, context: Context
+    ) -> api.RetireClusterResponse:
+        """Give a cluster no more work."""
+        uid = request.name.removeprefix("clusters/")
+        cluster = await self._on(request, context, uid, enrolment.retire)
+        return api.RetireClusterResponse(cluster=enrolment.view(cluster))
+
+    async def ListClusters(
+        self, request: api.ListClustersRequest, context: Context
+    ) -> api.ListClustersResponse:
+        """Read a page of the clusters, by name."""
+        after = PageToken.decode(request.page_token, "clusters")[0] if request.page_token else ""
+        size = request.page_size or PAGE_SIZE
+        rows = await self._database.fetch(self._queries["list_clusters"], after, size + 1)
+        response = api.ListClustersResponse(
+            clusters=[projection.cluster(row) for row in rows[:size]]
+        )
+        if len(rows) > size:
+            uid = rows[size - 1]["uid"]
+            response.next_page_token = PageToken.encode(uid, uid, "clusters")
+        return response
+
+    async def _on(
+        self,
+        request: Message,
+        context: Context,
+        uid: str,
+        decide: Callable[..., Sequence[Fact]],
+    ) -> Cluster:
+        now = self._clock.now()
+        return await self._decide(
+            request,
+            context,
+            f"cluster/{uid}",
+            enrolment.fold,
+            partial(decide, uid=uid, at=now),
+            lambda before, facts: _fold_on(
+                before, facts, lambda c, f, _: enrolment.evolve(c, f), now
+            ),
+        )
+
+
+def _fold_bounds(
+    kind: str,
+    own: Sequence[Recorded],
+    of_all: Sequence[Recorded] = (),
+    owner: Sequence[Recorded] | None = None,
+) -> Bounds:
+    """Fold the streams that decide about a quota; that of all has no other beside it."""
+    fold = aggregate.fold_project if kind == "projects" else aggregate.fold_user
+    return Bounds(quota.fold(own), quota.fold(of_all), None if owner is None else fold(owner))
 
 
 def _fold_on(

@@ -13,10 +13,16 @@ from chassis.refusals import Refused
 from chassis.service import Kernel, Mount, Target, Wired
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import events_pb2, service_pb2_grpc
-from services.projects import aggregate, projection
+from services.projects import aggregate, enrolment, projection
 from services.projects.config import Settings
 from services.projects.consumer import Departures
-from services.projects.servicer import KeyServicer, ProjectServicer, UserServicer
+from services.projects.servicer import (
+    ClusterServicer,
+    KeyServicer,
+    ProjectServicer,
+    QuotaServicer,
+    UserServicer,
+)
 
 FIRST_ADMIN = "admin"
 
@@ -29,6 +35,11 @@ def wire(kernel: Kernel[Settings]) -> Wired:
 
     async def begin() -> None:
         await kernel.database.execute(kernel.queries["forget_strays"])
+        await begin_keys()
+        await begin_clusters()
+        await begin_people()
+
+    async def begin_keys() -> None:
         if kernel.signing_key is not None:
             public = kernel.signing_key.public
             await transact(
@@ -38,10 +49,22 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 partial(aggregate.add_key, kid=public.kid, public_key=public.raw),
                 meta=meta,
             )
+
+    async def begin_people() -> None:
         if kernel.settings.admin and not await kernel.database.fetch(
             kernel.queries["find_admin"], api.PLATFORM_ROLE_ADMIN
         ):
             await first_admin(kernel.settings.admin)
+
+    async def begin_clusters() -> None:
+        for uid in kernel.settings.clusters:
+            await transact(
+                kernel.journal,
+                f"cluster/{uid}",
+                enrolment.fold,
+                partial(enrolment.introduce, uid=uid, at=kernel.clock.now()),
+                meta=meta,
+            )
 
     async def first_admin(uid: str) -> None:
         """Give the platform to the one whom the settings name."""
@@ -78,6 +101,16 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 "fermion.api.projects.v1.KeyService",
                 service_pb2_grpc.add_KeyServiceServicer_to_server,
                 KeyServicer(kernel),
+            ),
+            Mount(
+                "fermion.api.projects.v1.QuotaService",
+                service_pb2_grpc.add_QuotaServiceServicer_to_server,
+                QuotaServicer(kernel),
+            ),
+            Mount(
+                "fermion.api.projects.v1.ClusterService",
+                service_pb2_grpc.add_ClusterServiceServicer_to_server,
+                ClusterServicer(kernel),
             ),
         ),
         consumers=tuple(Departures(service) for service in kernel.settings.vacated_by),

@@ -87,6 +87,32 @@ def test_an_archived_project_stops_what_lives_and_can_then_be_deleted(
     assert (again.code, "PROJECT_EXISTS" in again.err) == (5, True)
 
 
+def test_an_admin_sets_limits_and_their_holders_see_them(stage: Stage, project: str) -> None:
+    user = f"u{uuid.uuid4().hex[:8]}"
+    stage.ok("users", "create", user)
+    issued = stage.ok("tokens", "create", user, "-o", "json").json()
+    assert isinstance(issued, dict)
+    as_user = {"FERMION_ADDRESS": stage.address, "FERMION_TOKEN": str(issued["signed_token"])}
+
+    def limits(*words: str) -> object:
+        found = stage.cli("quotas", "get", *words, "-o", "json", environment=as_user)
+        return (found.json() if found.code == 0 else {}).get("limits")  # type: ignore[attr-defined]
+
+    stage.ok("quotas", "set", "-p", project, "--gpu", "*=8", "--cpu", "64", "--instances", "3")
+    stage.ok("quotas", "set", "-p", project, "--gpu", "A100=4", "--cpu", "none")
+    bounds = {"gpu_milli": {"*": "8000", "A100": "4000"}, "workloads": {"instance": "3"}}
+    stage.ok("quotas", "set", "--user", user, "--memory", "64GiB")
+    until(10, lambda: limits("--user", user) == {"memory_bytes": str(64 * 2**30)}, stage.log)
+    assert limits("-p", project) is None
+    stage.ok("members", "set", user, "viewer", "-p", project)
+    until(10, lambda: limits("-p", project) == bounds, stage.log)
+    denied = stage.cli("quotas", "set", "-p", project, "--gpu", "*=9", environment=as_user)
+    assert (denied.code, "PLATFORM_ROLE_MISSING" in denied.err) == (4, True)
+
+    stage.ok("quotas", "clear", "-p", project)
+    until(10, lambda: limits("-p", project) == {}, stage.log)
+
+
 def test_a_role_decides_what_its_holder_may_do(stage: Stage, project: str) -> None:
     user = f"u{uuid.uuid4().hex[:8]}"
     stage.ok("users", "create", user, "--display-name", "Grace")
@@ -192,6 +218,37 @@ def test_the_past_of_an_instance_can_be_asked_for(stage: Stage, project: str) ->
     order = ["InstanceCreated", "WorkloadDeclared", "WorkloadQueued", "WorkloadWithdrawn"]
     assert [history.find(word) for word in order] == sorted(history.find(word) for word in order)
     assert "service:scheduler" in history
+
+
+def test_the_past_of_a_deleted_instance_can_be_asked_for_also_when_its_name_is_used_again(
+    stage: Stage, project: str
+) -> None:
+    stage.ok("instances", "create", "ga", "--kind", "notebook", "-p", project)
+    comes_to(stage, "ga", project, "STATE_PENDING PHASE_QUEUED")
+    first = stage.instance("ga", project)
+    uid, then = str(first["uid"]), str(first["update_time"])
+    stage.ok("instances", "delete", "ga", "-p", project)
+    comes_to(stage, "ga", project, "")
+
+    def facts(*words: str) -> list[str]:
+        listed = stage.ok("events", "list", *words, "-p", project, "-o", "json").json()
+        assert isinstance(listed, list)
+        return [str(fact["type"]).rsplit(".", 1)[-1] for fact in listed]
+
+    gone = facts("ga")
+    assert (gone[0], gone[-1]) == ("InstanceCreated", "InstanceDeleted")
+    assert facts(uid) == gone
+    stage.ok("instances", "create", "ga", "--kind", "notebook", "-p", project)
+    comes_to(stage, "ga", project, "STATE_PENDING PHASE_QUEUED")
+    assert "InstanceDeleted" not in facts("ga")
+    assert facts("ga", "--all") == gone + facts("ga")
+    assert facts(uid) == gone
+    before = facts("ga", "--as-of", then)
+    assert before == gone[: len(before)]
+    assert "WorkloadQueued" in before
+    shown = stage.ok("instances", "get", "ga", "--as-of", then, "-p", project, "-o", "json").json()
+    assert isinstance(shown, dict)
+    assert shown["uid"] == uid
 
 
 def test_a_watcher_sees_every_change_once_and_resumes_where_it_ended(

@@ -19,6 +19,8 @@ from protovalidate import Validator
 from chassis.callers import NOBODY, Callers, rules
 from chassis.fields import faults
 from chassis.refusals import Refused
+from fermion.api.executor import v1 as executor
+from fermion.api.executor.v1 import service_pb2_grpc as executor_stubs
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc as instances_stubs
 from fermion.api.journal.v1 import service_pb2_grpc as journal_stubs
@@ -99,6 +101,13 @@ TABLE: Final[Mapping[str, Row]] = {
     "projects.v1.KeyService/GetKeys": everywhere(ANYBODY),
     "projects.v1.KeyService/AddSigningKey": everywhere(ROOT),
     "projects.v1.KeyService/RemoveSigningKey": everywhere(ROOT),
+    "projects.v1.QuotaService/GetQuota": reads("name", "projects/{}/quota"),
+    "projects.v1.QuotaService/ListQuotas": everywhere(USERS),
+    "projects.v1.QuotaService/SetQuota": everywhere(ROOT),
+    "projects.v1.QuotaService/ClearQuota": everywhere(ROOT),
+    "projects.v1.ClusterService/EnrolCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/RetireCluster": everywhere(ROOT),
+    "projects.v1.ClusterService/ListClusters": everywhere(USERS),
     "journal.v1.JournalService/ReadLog": reads("project"),
     "journal.v1.JournalService/ListFacts": reads("project"),
     "journal.v1.JournalService/GetJournal": everywhere(SERVICES),
@@ -121,6 +130,12 @@ TABLE: Final[Mapping[str, Row]] = {
     "instances.v1.InstanceService/ListTemplates": everywhere(USERS),
     "instances.v1.InstanceService/UpdateTemplate": everywhere(ROOT),
     "scheduler.v1.QueueService/ListQueuedWorkloads": reads("parent"),
+    "executor.v1.RuntimeService/ListReplicas": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/WatchReplicas": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/StreamLogs": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/Exec": edits("start.owner"),
+    "executor.v1.RuntimeService/ListUsage": reads("owner", "projects/{}/instances/dev-1"),
+    "executor.v1.RuntimeService/GetCluster": everywhere(USERS),
 }
 
 # What a user may call about himself, whatever else he may.
@@ -129,10 +144,14 @@ ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
     "projects.v1.UserService/CreateToken": ("parent", "users/{}"),
     "projects.v1.UserService/ListTokens": ("parent", "users/{}"),
     "projects.v1.UserService/RevokeToken": ("name", "users/{}/tokens/tok_1"),
+    "projects.v1.QuotaService/GetQuota": ("name", "users/{}/quota"),
 }
 
-# What may be called without naming a project, and by whom.
-WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {"journal.v1.JournalService/ReadLog": SERVICES}
+# What may be called without naming a project, or about all of them, and by whom.
+WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {
+    "journal.v1.JournalService/ReadLog": SERVICES,
+    "projects.v1.QuotaService/GetQuota": USERS,
+}
 
 # Calls about something in one project.
 IN_PROJECTS: Final = [method for method, row in TABLE.items() if row.field]
@@ -150,7 +169,10 @@ AWAY: Final = ("TOKEN_MISSING", "PROJECT_ROLE_MISSING", "PLATFORM_ROLE_MISSING")
 # Codes of answers that no service meant.
 FAULTS: Final = ("UNKNOWN", "INTERNAL", "UNIMPLEMENTED")
 
-SERVICE_FILES: Final = (projects_stubs, journal_stubs, instances_stubs, scheduler_stubs)
+SERVICE_FILES: Final = (
+    *(projects_stubs, journal_stubs, instances_stubs),
+    *(scheduler_stubs, executor_stubs),
+)
 
 
 def every_service() -> Iterator[str]:
@@ -274,7 +296,16 @@ async def test_a_project_that_is_not_there_is_told_only_to_those_who_see_all(
                 assert told == ("TOKEN_MISSING" if letter == "A" else "PROJECT_ROLE_MISSING")
 
 
-@pytest.mark.parametrize("method", IN_PROJECTS)
+@pytest.mark.parametrize("method", WITHOUT_A_PROJECT)
+async def test_a_request_about_all_projects_is_as_one_that_names_none(
+    everybody: Everybody, method: str
+) -> None:
+    row = TABLE[method]
+    about_all = request_to(method, row.field, row.name.format("-"))
+    assert everybody.let_in(method, about_all) == WITHOUT_A_PROJECT[method]
+
+
+@pytest.mark.parametrize("method", [one for one in IN_PROJECTS if one not in ABOUT_ONESELF])
 async def test_a_request_that_names_no_project_lets_in_nobody(
     everybody: Everybody, method: str
 ) -> None:
@@ -294,11 +325,15 @@ async def test_a_user_calls_about_himself_and_nobody_else(
     everybody: Everybody, method: str
 ) -> None:
     field, name = ABOUT_ONESELF[method]
+    others = TABLE[method].foreign
     for letter in "UBVEP":
         about = request_to(method, field, name.format(f"user-{letter}"))
-        assert everybody.let_in(method, about) == f"{letter}R"
-    for nobody in ("", "users/", "projects/user-U", "users/instances", "users/service:instances"):
-        assert everybody.let_in(method, request_to(method, field, nobody)) == ROOT
+        wanted = "".join(one for one in WHO if one == letter or one in others)
+        assert everybody.let_in(method, about) == wanted
+    for nobody in ("users/", "projects/user-U", "users/instances", "users/service:instances"):
+        assert everybody.let_in(method, request_to(method, field, nobody)) == others
+    nameless = WITHOUT_A_PROJECT.get(method, others)
+    assert everybody.let_in(method, request_to(method, field)) == nameless
 
 
 # What a call needs beside the name of a project, so that its shape is right; else that would be
@@ -319,6 +354,10 @@ SHAPES: Final[Mapping[str, Mapping[str, object]]] = {
     "projects.v1.ProjectService/SetMember": {"user": NOBODY_NAMED, "role": projects.ROLE_VIEWER},
     "projects.v1.KeyService/AddSigningKey": {"key": KEY},
     "projects.v1.KeyService/RemoveSigningKey": {"kid": "none"},
+    "projects.v1.QuotaService/SetQuota": {"quota": projects.Quota(name=f"{NOBODY_NAMED}/quota")},
+    "projects.v1.QuotaService/ClearQuota": {"name": f"{NOBODY_NAMED}/quota"},
+    "projects.v1.ClusterService/EnrolCluster": {"cluster_id": "0" * 26},
+    "projects.v1.ClusterService/RetireCluster": {"name": f"clusters/{'0' * 26}"},
     "journal.v1.JournalService/ReadLog": {"journal": "projects/0"},
     "journal.v1.JournalService/ListFacts": {"journal": "projects/0", "stream": "project/none"},
     "journal.v1.JournalService/RebuildProjection": {"journal": "none/0"},
@@ -339,7 +378,12 @@ SHAPES: Final[Mapping[str, Mapping[str, object]]] = {
     "instances.v1.InstanceService/UpdateTemplate": {
         "template": instances.Template(name="templates/none", kind=instances.KIND_NOTEBOOK)
     },
+    "executor.v1.RuntimeService/WatchReplicas": {"send_initial": True},
+    "executor.v1.RuntimeService/Exec": {"start": executor.ExecRequest.Start(command=["true"])},
 }
+
+# A process without a cluster does not serve these.
+WITH_A_CLUSTER: Final = "executor.v1.RuntimeService"
 
 
 def shaped(method: str, field: str = "", value: str = "") -> Message:
@@ -399,7 +443,12 @@ class Door:
         path, reads = f"/fermion.api.{method}", answer.FromString
         write = type(request).SerializeToString
         try:
-            if rpc.server_streaming:
+            if rpc.client_streaming:
+                both = self.platform.channel.stream_stream(path, write, reads)
+                exchange = both(iter([request]), metadata=tuple(metadata), timeout=SECONDS_MAX)
+                await exchange.read()
+                exchange.cancel()
+            elif rpc.server_streaming:
                 stream = self.platform.channel.unary_stream(path, write, reads)
                 call = stream(request, metadata=tuple(metadata), timeout=SECONDS_MAX)
                 await call.read()
@@ -426,16 +475,25 @@ async def test_the_running_platform_lets_in_whom_the_table_says(
     async with running(database, nats_server, tmp_path) as platform:
         door = Door(platform)
         await door.prepare()
+        assert platform.process.server is not None
+        served = {name.removeprefix("fermion.api.") for name in platform.process.server.names}
+        assert {method.split("/")[0] for method in TABLE} - served <= {WITH_A_CLUSTER}
         found: dict[str, Row] = {}
         for method, row in TABLE.items():
+            if method.split("/")[0] not in served:
+                continue
             own, foreign = [
                 await door.let_in(method, shaped(method, row.field, row.name.format(project)))
                 for project in ("own", "foreign")
             ]
             found[method] = Row(own, foreign, row.field, row.name)
-        assert found == TABLE
-        bare = {method: await door.let_in(method, shaped(method)) for method in WITHOUT_A_PROJECT}
-        assert bare == WITHOUT_A_PROJECT
+        assert found == {method: TABLE[method] for method in found}
+        for method, who in WITHOUT_A_PROJECT.items():
+            row = TABLE[method]
+            # About all of them where the call takes that, else about none.
+            about_all = shaped(method, row.field, row.name.format("-"))
+            bare = shaped(method) if faults(about_all, Validator()) else about_all
+            assert await door.let_in(method, bare) == who, method
 
 
 async def test_on_the_running_platform_a_user_calls_about_himself(
@@ -446,4 +504,5 @@ async def test_on_the_running_platform_a_user_calls_about_himself(
         await door.prepare()
         for method, (field, name) in ABOUT_ONESELF.items():
             about = name.format("user-v").replace("tok_1", f"tok_{'0' * 26}")
-            assert await door.let_in(method, shaped(method, field, about)) == "VR", method
+            wanted = "".join(one for one in WHO if one == "V" or one in TABLE[method].foreign)
+            assert await door.let_in(method, shaped(method, field, about)) == wanted, method

@@ -20,11 +20,12 @@ from chassis.queries import Queries
 from services.instances import aggregate as instances
 from services.instances import projection as instance_rows
 from services.projects import aggregate as projects
+from services.projects import enrolment
 from services.projects import projection as project_rows
 from services.scheduler import aggregate as scheduler
 from services.scheduler import projection as queue_rows
 from tests.unit.services.instances.life import HISTORIES, UID, Life
-from tests.unit.services.projects.life import LIVES, PEOPLE, PROJECT
+from tests.unit.services.projects.life import CLUSTERS, LIVES, PEOPLE, PROJECT, SCOPES
 from tests.unit.services.projects.life import Life as ProjectLife
 from tests.unit.services.scheduler.test_aggregate import DECISIONS, Decide, told
 
@@ -154,3 +155,53 @@ def test_the_members_rows_show_the_roles_of_those_who_are_there(
     # A role outlives its user in the project's facts, and is not shown.
     expected = {} if project.deleted else {u: r for u, r in project.members.items() if u in there}
     assert {row["user_uid"]: row["role"] for row in rows} == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=LIVES)
+def test_the_rows_show_the_limits_of_those_who_are_there(
+    project_table: Rows, life: ProjectLife
+) -> None:
+    writes = writes_of(project_rows.project, life.history.records)
+    rows = project_table.after(writes, "find_quotas", list(SCOPES))
+    expected = {}
+    for scope in SCOPES:
+        now = life.bounds(scope)
+        gone = now.owner is not None and now.owner.deleted
+        if now.own.version and not gone:
+            expected[scope] = now.own
+    assert {row["scope"]: project_rows.quota(row) for row in rows} == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=LIVES)
+def test_quotas_are_listed_by_the_names_of_those_who_have_them(
+    project_table: Rows, life: ProjectLife
+) -> None:
+    writes = writes_of(project_rows.project, life.history.records)
+    rows = project_table.after(writes, "list_quotas", None, [], "", 100)
+    expected = set()
+    for scope in SCOPES:
+        now = life.bounds(scope)
+        match now.owner:
+            case projects.Project() as owner:
+                name, gone = f"projects/{owner.project}/quota", owner.deleted
+            case projects.User() as owner:
+                name, gone = f"users/{owner.user}/quota", owner.deleted
+            case None:
+                name, gone = f"{scope}/quota", False
+        if now.own.limits is not None and not gone:
+            expected.add((name, now.own.version))
+    assert {(row["name"], row["version"]) for row in rows} == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(life=LIVES)
+def test_the_rows_show_every_cluster_that_was_ever_enrolled(
+    project_table: Rows, life: ProjectLife
+) -> None:
+    writes = writes_of(project_rows.project, life.history.records)
+    rows = project_table.after(writes, "list_clusters", "", 100)
+    known = [life.cluster(uid) for uid in CLUSTERS]
+    expected = [enrolment.view(cluster) for cluster in known if cluster.uid]
+    assert [project_rows.cluster(row) for row in rows] == expected

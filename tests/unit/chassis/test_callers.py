@@ -213,6 +213,48 @@ async def test_services_read_anywhere_and_write_nowhere(people: People, callers:
             callers.authorise(service, api.Access(role=role, resource="name"), ACME)
 
 
+async def test_one_call_may_be_about_a_project_oneself_or_all(
+    people: People, callers: Callers
+) -> None:
+    rule = api.Access(
+        role=api.ROLE_VIEWER, resource="name", self="name", bare=api.PLATFORM_ROLE_USER
+    )
+    await callers.reached(await people.say(*registered("bob")), SECONDS_MAX)
+    ada = who(callers, people.token(uid("ada")))
+    for mine in ("projects/acme/quota", "users/ada/quota", "projects/-/quota", "users/-/quota"):
+        callers.authorise(ada, rule, api.GetProjectRequest(name=mine))
+    for name, reason in (
+        ("projects/other/quota", "PROJECT_ROLE_MISSING"),
+        ("users/bob/quota", "PLATFORM_ROLE_MISSING"),
+        ("users/", "PLATFORM_ROLE_MISSING"),
+    ):
+        with pytest.raises(Denied) as error:
+            callers.authorise(ada, rule, api.GetProjectRequest(name=name))
+        assert error.value.reason == reason
+        assert error.value.arguments["needed"] in ("VIEWER", "ADMIN")
+
+
+async def test_what_is_about_another_user_lets_a_service_read_and_not_write(
+    people: People, callers: Callers
+) -> None:
+    service = who(callers, people.token("service:billing", "service"))
+    about_ada = api.GetProjectRequest(name="users/ada/quota")
+    rule = api.Access(role=api.ROLE_VIEWER, resource="name", self="name")
+    callers.authorise(service, rule, about_ada)
+    rule.role = api.ROLE_EDITOR
+    with pytest.raises(Denied):
+        callers.authorise(service, rule, about_ada)
+
+
+async def test_about_all_projects_is_nothing_special_where_no_rule_says_so(
+    people: People, callers: Callers
+) -> None:
+    with pytest.raises(Denied):
+        callers.authorise(
+            who(callers, people.token(uid("ada"))), VIEW, api.GetProjectRequest(name="projects/-")
+        )
+
+
 async def test_before_it_has_caught_up_nobody_with_a_token_is_let_in(people: People) -> None:
     callers = people.callers()
     # The role that is still in the first half of the history may end in the second.

@@ -43,7 +43,32 @@ class Platform:
     instances: dict[str, api.Instance] = field(default_factory=dict)
     # Streams of WatchInstances, in order; a stream that is followed by another one breaks.
     watches: deque[list[api.WatchInstancesResponse]] = field(default_factory=deque)
+    # By `projects/acme`: what was set, with etags that count.
+    quotas: dict[str, projects.Quota] = field(default_factory=dict)
+    clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
+    # Of all journals, in the order in which they were recorded.
+    facts: list[journal.Record] = field(default_factory=list)
+
+    def state(
+        self, name: str, stream: str, fact: Message, at: int, project: str = "acme"
+    ) -> journal.Record:
+        """Add a fact to a journal, recorded at a second of the epoch."""
+        own = [one for one in self.facts if one.journal == name]
+        record = journal.Record(
+            journal=name,
+            position=len(own) + 1,
+            project=project,
+            project_position=sum(one.project == project for one in own) + 1,
+            stream=stream,
+            version=sum(one.stream == stream for one in own) + 1,
+            type=fact.DESCRIPTOR.full_name,
+            data=fact.SerializeToString(),
+            meta=journal.Meta(actor="user_1"),
+        )
+        record.record_time.FromSeconds(at)
+        self.facts.append(record)
+        return record
 
     def take(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
         """Keep a call, and do what comes before its answer."""
@@ -130,6 +155,9 @@ class Instances(instances_grpc.InstanceServiceServicer):
     ) -> api.GetInstanceResponse:
         self._platform.take("GetInstance", request, context)
         found = self._platform.instances.get(request.name)
+        if request.HasField("as_of_time") and found is not None:
+            made = found.create_time.ToNanoseconds()
+            found = found if made <= request.as_of_time.ToNanoseconds() else None
         if found is None:
             missing = f"There is no {request.name}."
             refuse(code_pb2.NOT_FOUND, "INSTANCE_NOT_FOUND", missing, instance=request.name)(
@@ -174,11 +202,122 @@ class Users(projects_grpc.UserServiceServicer):
         return projects.WhoAmIResponse(user=projects.User(name="users/ada", uid="user_1"))
 
 
-class Journals(journal_grpc.JournalServiceServicer):
-    """One journal, whose reader may be halted."""
+class Quotas(projects_grpc.QuotaServiceServicer):
+    """Limits that are as they were set; those of `-` are inherited."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+
+    def GetQuota(
+        self, request: projects.GetQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.GetQuotaResponse:
+        self._platform.take("GetQuota", request, context)
+        return projects.GetQuotaResponse(quota=self._in_force(request.name))
+
+    def ListQuotas(
+        self, request: projects.ListQuotasRequest, context: grpc.ServicerContext
+    ) -> projects.ListQuotasResponse:
+        self._platform.take("ListQuotas", request, context)
+        known = self._platform.quotas
+        return projects.ListQuotasResponse(quotas=[known[name] for name in sorted(known)])
+
+    def SetQuota(
+        self, request: projects.SetQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.SetQuotaResponse:
+        self._platform.take("SetQuota", request, context)
+        made = projects.Quota()
+        made.CopyFrom(request.quota)
+        made.etag = str(int(self._in_force(made.name).etag) + 1)
+        if not request.validate_only:
+            self._platform.quotas[made.name] = made
+        return projects.SetQuotaResponse(quota=made)
+
+    def ClearQuota(
+        self, request: projects.ClearQuotaRequest, context: grpc.ServicerContext
+    ) -> projects.ClearQuotaResponse:
+        self._platform.take("ClearQuota", request, context)
+        self._platform.quotas.pop(request.name, None)
+        return projects.ClearQuotaResponse(quota=self._in_force(request.name))
+
+    def _in_force(self, name: str) -> projects.Quota:
+        if name in self._platform.quotas:
+            return self._platform.quotas[name]
+        all_of = self._platform.quotas.get(f"{name.split('/')[0]}/-/quota", projects.Quota())
+        return projects.Quota(name=name, limits=all_of.limits, inherited=True, etag="0")
+
+
+class Clusters(projects_grpc.ClusterServiceServicer):
+    """Clusters that are enrolled or retired."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def EnrolCluster(
+        self, request: projects.EnrolClusterRequest, context: grpc.ServicerContext
+    ) -> projects.EnrolClusterResponse:
+        self._platform.take("EnrolCluster", request, context)
+        made = projects.Cluster(name=f"clusters/{request.cluster_id}")
+        made.enrol_time.GetCurrentTime()
+        self._platform.clusters[made.name] = made
+        return projects.EnrolClusterResponse(cluster=made)
+
+    def RetireCluster(
+        self, request: projects.RetireClusterRequest, context: grpc.ServicerContext
+    ) -> projects.RetireClusterResponse:
+        self._platform.take("RetireCluster", request, context)
+        found = self._platform.clusters.get(request.name)
+        if found is None:
+            uid = request.name.removeprefix("clusters/")
+            missing = f"There is no cluster {uid!r}."
+            refuse(code_pb2.NOT_FOUND, "CLUSTER_NOT_FOUND", missing, cluster=uid)(context)
+            return projects.RetireClusterResponse()
+        found.retired = True
+        found.retire_time.GetCurrentTime()
+        return projects.RetireClusterResponse(cluster=found)
+
+    def ListClusters(
+        self, request: projects.ListClustersRequest, context: grpc.ServicerContext
+    ) -> projects.ListClustersResponse:
+        self._platform.take("ListClusters", request, context)
+        return projects.ListClustersResponse(clusters=self._platform.clusters.values())
+
+
+class Journals(journal_grpc.JournalServiceServicer):
+    """Facts as they were stated, and one journal whose reader may be halted."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def ReadLog(
+        self, request: journal.ReadLogRequest, context: grpc.ServicerContext
+    ) -> Iterator[journal.ReadLogResponse]:
+        self._platform.take("ReadLog", request, context)
+        project = request.project.removeprefix("projects/")
+        found = [
+            (one.project_position if project else one.position, one)
+            for one in self._platform.facts
+            if one.journal == request.journal and project in ("", one.project)
+        ]
+        newer = [one for position, one in found if position > request.after]
+        # One a page, so that a log has more than one.
+        for one in newer[: request.limit or None]:
+            yield journal.ReadLogResponse(records=[one], head=found[-1][0])
+        if not newer:
+            yield journal.ReadLogResponse(head=found[-1][0] if found else 0)
+
+    def ListFacts(
+        self, request: journal.ListFactsRequest, context: grpc.ServicerContext
+    ) -> journal.ListFactsResponse:
+        self._platform.take("ListFacts", request, context)
+        asked = (request.journal, request.project.removeprefix("projects/"), request.stream)
+        return journal.ListFactsResponse(
+            records=[
+                one
+                for one in self._platform.facts
+                if (one.journal, one.project, one.stream) == asked
+                and one.version > request.after_version
+            ]
+        )
 
     def GetJournal(
         self, request: journal.GetJournalRequest, context: grpc.ServicerContext
@@ -205,6 +344,8 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Plat
     server = grpc.server(ThreadPoolExecutor(8))
     instances_grpc.add_InstanceServiceServicer_to_server(Instances(found), server)
     projects_grpc.add_UserServiceServicer_to_server(Users(found), server)
+    projects_grpc.add_QuotaServiceServicer_to_server(Quotas(found), server)
+    projects_grpc.add_ClusterServiceServicer_to_server(Clusters(found), server)
     journal_grpc.add_JournalServiceServicer_to_server(Journals(found), server)
     found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

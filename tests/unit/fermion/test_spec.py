@@ -8,7 +8,8 @@ import pytest
 
 from fermion.api.instances import v1 as api
 from fermion.api.workload import v1 as workload
-from fermion.cli.spec import OPTION_OF, Wish, build
+from fermion.cli.fields import OPTION_OF
+from fermion.cli.spec import Wish, build
 from fermion.errors import InvalidArgument
 from services.instances.spec import CHANGEABLE
 

@@ -102,9 +102,11 @@ class Access(_message.Message):
     platform: Global___PlatformRole.ValueType
     """The least platform role, where the RPC is not about one project."""
     bare: Global___PlatformRole.ValueType
-    """The least platform role where `resource` is allowed to be empty, and is."""
+    """The least platform role where `resource` may be empty or about all (`projects/-/…`), and is."""
     self: _builtins.str
-    """Path of the field that names a user (`users/{user}`) who may always call this about himself."""
+    """Path of the field that names a user (`users/{user}`) who may always call this about himself. It may be
+    the field of `resource`: where that names another user, a caller needs the platform's ADMIN.
+    """
     gone: Global___PlatformRole.ValueType
     """Who may still call this about a project that was deleted, whose facts and bills stay: services and
     admins for SERVICE, admins for ADMIN; for USER also who had the role at its end. Not said: it is as

@@ -1088,3 +1088,375 @@ class KeyService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class QuotaServiceStub:
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetQuota = channel.unary_unary(
+                '/fermion.api.projects.v1.QuotaService/GetQuota',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaResponse.FromString,
+                _registered_method=True)
+        self.ListQuotas = channel.unary_unary(
+                '/fermion.api.projects.v1.QuotaService/ListQuotas',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasResponse.FromString,
+                _registered_method=True)
+        self.SetQuota = channel.unary_unary(
+                '/fermion.api.projects.v1.QuotaService/SetQuota',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaResponse.FromString,
+                _registered_method=True)
+        self.ClearQuota = channel.unary_unary(
+                '/fermion.api.projects.v1.QuotaService/ClearQuota',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaResponse.FromString,
+                _registered_method=True)
+
+
+class QuotaServiceServicer:
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own.
+    """
+
+    def GetQuota(self, request, context):
+        """Reads the limits of one scope: its own, else those of `-`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuotas(self, request, context):
+        """Lists the limits that were set, as far as the caller may see their scopes (an admin: all).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQuota(self, request, context):
+        """Sets the whole of a scope's limits; nothing that runs is ended by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearQuota(self, request, context):
+        """Takes a scope's own limits away; those of `-` count from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_QuotaServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuota,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaResponse.SerializeToString,
+            ),
+            'ListQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuotas,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasResponse.SerializeToString,
+            ),
+            'SetQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQuota,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'ClearQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearQuota,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fermion.api.projects.v1.QuotaService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fermion.api.projects.v1.QuotaService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class QuotaService:
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own.
+    """
+
+    @staticmethod
+    def GetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.QuotaService/GetQuota',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.GetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.QuotaService/ListQuotas',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListQuotasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.QuotaService/SetQuota',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.QuotaService/ClearQuota',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ClearQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ClusterServiceStub:
+    """The clusters on which work may run.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.EnrolCluster = channel.unary_unary(
+                '/fermion.api.projects.v1.ClusterService/EnrolCluster',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterResponse.FromString,
+                _registered_method=True)
+        self.RetireCluster = channel.unary_unary(
+                '/fermion.api.projects.v1.ClusterService/RetireCluster',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterResponse.FromString,
+                _registered_method=True)
+        self.ListClusters = channel.unary_unary(
+                '/fermion.api.projects.v1.ClusterService/ListClusters',
+                request_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersResponse.FromString,
+                _registered_method=True)
+
+
+class ClusterServiceServicer:
+    """The clusters on which work may run.
+    """
+
+    def EnrolCluster(self, request, context):
+        """Lets work run on a cluster, also on one that was retired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireCluster(self, request, context):
+        """Gives a cluster no more work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListClusters(self, request, context):
+        """Lists the clusters, also those that were retired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ClusterServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'EnrolCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrolCluster,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterResponse.SerializeToString,
+            ),
+            'RetireCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireCluster,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterResponse.SerializeToString,
+            ),
+            'ListClusters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListClusters,
+                    request_deserializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fermion.api.projects.v1.ClusterService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fermion.api.projects.v1.ClusterService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ClusterService:
+    """The clusters on which work may run.
+    """
+
+    @staticmethod
+    def EnrolCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.ClusterService/EnrolCluster',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.EnrolClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.ClusterService/RetireCluster',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.RetireClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListClusters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.projects.v1.ClusterService/ListClusters',
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersRequest.SerializeToString,
+            fermion_dot_api_dot_projects_dot_v1_dot_service__pb2.ListClustersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -352,3 +352,125 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Refuses tokens of a key from now on."""
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class QuotaServiceStub:
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
+    GetQuota: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetQuotaRequest, _service_pb2.GetQuotaResponse]
+    """Reads the limits of one scope: its own, else those of `-`."""
+    ListQuotas: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListQuotasRequest, _service_pb2.ListQuotasResponse]
+    """Lists the limits that were set, as far as the caller may see their scopes (an admin: all)."""
+    SetQuota: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetQuotaRequest, _service_pb2.SetQuotaResponse]
+    """Sets the whole of a scope's limits; nothing that runs is ended by it."""
+    ClearQuota: _grpc.UnaryUnaryMultiCallable[_service_pb2.ClearQuotaRequest, _service_pb2.ClearQuotaResponse]
+    """Takes a scope's own limits away; those of `-` count from then on."""
+
+@_typing.type_check_only
+class QuotaServiceAsyncStub(QuotaServiceStub):
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetQuota: _aio.UnaryUnaryMultiCallable[_service_pb2.GetQuotaRequest, _service_pb2.GetQuotaResponse]  # type: ignore[assignment]
+    """Reads the limits of one scope: its own, else those of `-`."""
+    ListQuotas: _aio.UnaryUnaryMultiCallable[_service_pb2.ListQuotasRequest, _service_pb2.ListQuotasResponse]  # type: ignore[assignment]
+    """Lists the limits that were set, as far as the caller may see their scopes (an admin: all)."""
+    SetQuota: _aio.UnaryUnaryMultiCallable[_service_pb2.SetQuotaRequest, _service_pb2.SetQuotaResponse]  # type: ignore[assignment]
+    """Sets the whole of a scope's limits; nothing that runs is ended by it."""
+    ClearQuota: _aio.UnaryUnaryMultiCallable[_service_pb2.ClearQuotaRequest, _service_pb2.ClearQuotaResponse]  # type: ignore[assignment]
+    """Takes a scope's own limits away; those of `-` count from then on."""
+
+class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
+    """How much may be held at a time: by a project, by a user, and by each that has no limits of its own."""
+
+    @_abc_1.abstractmethod
+    def GetQuota(
+        self,
+        request: _service_pb2.GetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetQuotaResponse, _abc.Awaitable[_service_pb2.GetQuotaResponse]]:
+        """Reads the limits of one scope: its own, else those of `-`."""
+
+    @_abc_1.abstractmethod
+    def ListQuotas(
+        self,
+        request: _service_pb2.ListQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListQuotasResponse, _abc.Awaitable[_service_pb2.ListQuotasResponse]]:
+        """Lists the limits that were set, as far as the caller may see their scopes (an admin: all)."""
+
+    @_abc_1.abstractmethod
+    def SetQuota(
+        self,
+        request: _service_pb2.SetQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SetQuotaResponse, _abc.Awaitable[_service_pb2.SetQuotaResponse]]:
+        """Sets the whole of a scope's limits; nothing that runs is ended by it."""
+
+    @_abc_1.abstractmethod
+    def ClearQuota(
+        self,
+        request: _service_pb2.ClearQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ClearQuotaResponse, _abc.Awaitable[_service_pb2.ClearQuotaResponse]]:
+        """Takes a scope's own limits away; those of `-` count from then on."""
+
+def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ClusterServiceStub:
+    """The clusters on which work may run."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
+    EnrolCluster: _grpc.UnaryUnaryMultiCallable[_service_pb2.EnrolClusterRequest, _service_pb2.EnrolClusterResponse]
+    """Lets work run on a cluster, also on one that was retired."""
+    RetireCluster: _grpc.UnaryUnaryMultiCallable[_service_pb2.RetireClusterRequest, _service_pb2.RetireClusterResponse]
+    """Gives a cluster no more work."""
+    ListClusters: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListClustersRequest, _service_pb2.ListClustersResponse]
+    """Lists the clusters, also those that were retired."""
+
+@_typing.type_check_only
+class ClusterServiceAsyncStub(ClusterServiceStub):
+    """The clusters on which work may run."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    EnrolCluster: _aio.UnaryUnaryMultiCallable[_service_pb2.EnrolClusterRequest, _service_pb2.EnrolClusterResponse]  # type: ignore[assignment]
+    """Lets work run on a cluster, also on one that was retired."""
+    RetireCluster: _aio.UnaryUnaryMultiCallable[_service_pb2.RetireClusterRequest, _service_pb2.RetireClusterResponse]  # type: ignore[assignment]
+    """Gives a cluster no more work."""
+    ListClusters: _aio.UnaryUnaryMultiCallable[_service_pb2.ListClustersRequest, _service_pb2.ListClustersResponse]  # type: ignore[assignment]
+    """Lists the clusters, also those that were retired."""
+
+class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The clusters on which work may run."""
+
+    @_abc_1.abstractmethod
+    def EnrolCluster(
+        self,
+        request: _service_pb2.EnrolClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.EnrolClusterResponse, _abc.Awaitable[_service_pb2.EnrolClusterResponse]]:
+        """Lets work run on a cluster, also on one that was retired."""
+
+    @_abc_1.abstractmethod
+    def RetireCluster(
+        self,
+        request: _service_pb2.RetireClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.RetireClusterResponse, _abc.Awaitable[_service_pb2.RetireClusterResponse]]:
+        """Gives a cluster no more work."""
+
+    @_abc_1.abstractmethod
+    def ListClusters(
+        self,
+        request: _service_pb2.ListClustersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListClustersResponse, _abc.Awaitable[_service_pb2.ListClustersResponse]]:
+        """Lists the clusters, also those that were retired."""
+
+def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -868,12 +868,15 @@ class ReplicaPending(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     workload: _builtins.str
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts from 1."""
     @_builtins.property
     def reason(self) -> _resources_pb2.Reason:
         """Why."""
@@ -890,10 +893,11 @@ class ReplicaPending(_message.Message):
         reason: _resources_pb2.Reason | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "reason", b"reason", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "reason", b"reason", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -979,12 +983,15 @@ class ReplicaReady(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     workload: _builtins.str
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts from 1."""
     @_builtins.property
     def witness(self) -> _resources_pb2.Witness:
         """When."""
@@ -996,10 +1003,11 @@ class ReplicaReady(_message.Message):
         workload: _builtins.str = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,12 +1024,15 @@ class ReplicaUnready(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     workload: _builtins.str
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts from 1."""
     @_builtins.property
     def reason(self) -> _resources_pb2.Reason:
         """Why."""
@@ -1038,10 +1049,11 @@ class ReplicaUnready(_message.Message):
         reason: _resources_pb2.Reason | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "reason", b"reason", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "reason", b"reason", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1161,12 +1173,15 @@ class ReplicaLost(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     workload: _builtins.str
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts from 1."""
     @_builtins.property
     def witness(self) -> _resources_pb2.Witness:
         """When it was last proved alive."""
@@ -1178,10 +1193,11 @@ class ReplicaLost(_message.Message):
         workload: _builtins.str = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1197,12 +1213,15 @@ class ReplicaFound(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     workload: _builtins.str
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts from 1."""
     @_builtins.property
     def witness(self) -> _resources_pb2.Witness:
         """When it was proved alive again."""
@@ -1214,10 +1233,11 @@ class ReplicaFound(_message.Message):
         workload: _builtins.str = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1236,6 +1256,7 @@ class ReplicaRunMissed(_message.Message):
     WINDOW_END_TIME_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     from_run: _builtins.int
@@ -1244,6 +1265,8 @@ class ReplicaRunMissed(_message.Message):
     """Last run that was missed."""
     project: _builtins.str
     """Last part of the project's name."""
+    workload: _builtins.str
+    """`wkl_…`."""
     @_builtins.property
     def window_start_time(self) -> _timestamp_pb2.Timestamp:
         """They lie after this."""
@@ -1266,10 +1289,11 @@ class ReplicaRunMissed(_message.Message):
         window_end_time: _timestamp_pb2.Timestamp | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        workload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["window_end_time", b"window_end_time", "window_start_time", b"window_start_time", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_run", b"from_run", "project", b"project", "to_run", b"to_run", "uid", b"uid", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_run", b"from_run", "project", b"project", "to_run", b"to_run", "uid", b"uid", "window_end_time", b"window_end_time", "window_start_time", b"window_start_time", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1289,6 +1313,7 @@ class ReplicaRunCorrected(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     run: _builtins.int
@@ -1297,6 +1322,8 @@ class ReplicaRunCorrected(_message.Message):
     """Counts corrections of this replica, from 1."""
     project: _builtins.str
     """Last part of the project's name."""
+    workload: _builtins.str
+    """`wkl_…`."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Absent: stays as it was."""
@@ -1324,10 +1351,11 @@ class ReplicaRunCorrected(_message.Message):
         reason: _resources_pb2.Reason | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        workload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "reason", b"reason", "start_time", b"start_time", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "n", b"n", "project", b"project", "reason", b"reason", "run", b"run", "start_time", b"start_time", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "n", b"n", "project", b"project", "reason", b"reason", "run", b"run", "start_time", b"start_time", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1344,12 +1372,15 @@ class ReplicaResized(_message.Message):
     SKU_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     n: _builtins.int
     """Counts from 1."""
     project: _builtins.str
     """Last part of the project's name."""
+    workload: _builtins.str
+    """`wkl_…`."""
     @_builtins.property
     def sku(self) -> _resources_pb2.Sku:
         """From now on."""
@@ -1366,10 +1397,11 @@ class ReplicaResized(_message.Message):
         sku: _resources_pb2.Sku | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        workload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sku", b"sku", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "sku", b"sku", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n", b"n", "project", b"project", "sku", b"sku", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1406,12 +1438,15 @@ class ReplicaRelabelled(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """`rep_…`."""
     n: _builtins.int
     """Counts from 1."""
     project: _builtins.str
     """Last part of the project's name."""
+    workload: _builtins.str
+    """`wkl_…`."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """From now on."""
@@ -1428,10 +1463,11 @@ class ReplicaRelabelled(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         witness: _resources_pb2.Witness | None = ...,
         project: _builtins.str = ...,
+        workload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "n", b"n", "project", b"project", "uid", b"uid", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "n", b"n", "project", b"project", "uid", b"uid", "witness", b"witness", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

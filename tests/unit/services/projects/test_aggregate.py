@@ -18,7 +18,17 @@ from fermion.api.projects import v1 as api
 from services.projects import aggregate
 from services.projects.aggregate import Keys, Project, ProjectFact, Token, TokenFact, User, UserFact
 from tests.unit.services.history import NOON
-from tests.unit.services.projects.life import LIVES, PEOPLE, PROJECT, STEPS, Life, Step, lived
+from tests.unit.services.projects.life import (
+    CLUSTERS,
+    LIVES,
+    PEOPLE,
+    PROJECT,
+    SCOPES,
+    STEPS,
+    Life,
+    Step,
+    lived,
+)
 
 ADA = User("user_ada", "ada")
 BOB = User("user_bob", "bob")
@@ -275,9 +285,18 @@ def test_random_lives_reach_every_state() -> None:
         reached.add("deleted" if project.deleted else api.Project.State.Name(project.state))
         if project.vacated_by:
             reached.add("vacated")
+        for bounds in map(life.bounds, SCOPES):
+            if bounds.own.version:
+                reached.add("cleared" if bounds.own.limits is None else "bounded")
+                if bounds.owner is not None and bounds.owner.deleted:
+                    reached.add("gone with limits")
+        for cluster in map(life.cluster, CLUSTERS):
+            if cluster.uid:
+                reached.add("enrolled" if cluster.retire_time is None else "retired")
 
     look()
     assert {"STATE_ACTIVE", "STATE_ARCHIVED", "vacated", "deleted"} <= reached
+    assert {"bounded", "cleared", "gone with limits", "enrolled", "retired"} <= reached
 
 
 def test_a_life_without_steps_is_a_project_with_one_admin() -> None:
