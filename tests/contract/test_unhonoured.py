@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from fermion.api.workload import v1 as workload
 from tests.contract.descriptors import ROOT, every_file
-from tests.contract.reading import Source
+from tests.contract.reading import Module, Source
 
 LIST = Path(__file__).with_name("unhonoured.txt")
 SOURCE = Source()
@@ -195,3 +195,34 @@ def test_every_field_of_a_request_is_read_by_whom_it_reaches(call: str) -> None:
     assert function is not None, f"nothing answers {call}"
     read = SOURCE.read(module, owner, function, 1)
     assert {field.name for field in method.input_type.fields} - read == set()
+
+
+def test_a_field_that_is_only_passed_on_to_whom_nobody_asks_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "servicer.py"
+    path.write_text(
+        """
+class Servicer(base.ThingServiceServicer):
+    async def ListThings(self, request, context):
+        return await self._page(request, decide=partial(_decide, request))
+
+    async def _page(self, asked, decide):
+        return asked.filter, getattr(asked, "order_by"), elsewhere(asked)
+
+    async def Talk(self, requests, context):
+        first = await anext(requests)
+        async for more in requests:
+            yield first.start, more.data
+
+def _decide(asked):
+    other = asked.parent
+    return other.page_size
+"""
+    )
+    module, source = Module.of(path), Source()
+    for call, wanted in {
+        "ListThings": {"filter", "order_by", "parent"},
+        "Talk": {"start", "data"},
+    }.items():
+        function = module.method("Servicer", call)
+        assert function is not None
+        assert source.read(module, "Servicer", function, 1) == wanted
