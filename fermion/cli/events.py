@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
-from fermion.cli import facts, history, read, show
+from fermion.cli import facts, history, read, show, table
 from fermion.cli.options import Options, instance_names, note
 from fermion.errors import Error, NotFound
 from fermion.journals import SERVICES
@@ -80,7 +80,8 @@ def list_(
             case _:
                 names = _people(client, project)
                 wide = options.output == "wide"
-                show.table(facts.TITLES, [facts.cells(fact, names, wide) for fact in records])
+                rows = [facts.cells(fact, names, wide) for fact in records]
+                show.table(facts.TITLES, rows, options.output)
                 if until is not None and name:
                     print(f"\n{_then(client, records, until)}")
 
@@ -168,8 +169,10 @@ def _print(fact: api.Record, output: str, names: Mapping[str, str]) -> None:
             text = f"---\n{show.to_yaml(facts.plain(fact))}"
         case "name":
             text = facts.place(fact)
+        case "table":
+            text = table.line(facts.TITLES, facts.cells(fact, names, False), facts.ROOMS)
         case _:
-            text = "  ".join(facts.cells(fact, names, output == "wide"))
+            text = "  ".join(facts.cells(fact, names, True))
     print(text, flush=True)
 
 

@@ -13,11 +13,20 @@ from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from fermion.api.workload.v1 import resources_pb2 as workload
 from fermion.cli import show
+from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
 KNOWN = (instance_events, project_events, workload_events)
-WHAT_MAX = 120
-TITLES = ("TIME", "FACT", "WHERE", "BY", "BECAUSE OF", "WHAT")
+TITLES = (
+    Title("TIME"),
+    Title("FACT"),
+    Title("WHERE", spare=2),
+    Title("BY", spare=1),
+    Title("BECAUSE OF", spare=3),
+    Title("WHAT", crop=True),
+)
+# What the cells of a fact mostly take, where they are printed one by one.
+ROOMS = (8, 23, 14, 17, 14, 0)
 
 
 def decode(fact: api.Record) -> Message | None:
@@ -55,19 +64,18 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool) -> Sequence[st
     cause = f"{meta.cause_journal}:{meta.cause_position}" if meta.cause_journal else "a request"
     if wide and meta.request_id:
         cause = f"request {meta.request_id}"
-    said = what(fact)
     return (
-        show.moment(fact.record_time),
+        show.moment(fact.record_time) if wide else show.when(fact.record_time),
         fact.type.rsplit(".", 1)[-1],
         place(fact),
         names.get(meta.actor, meta.actor),
         cause,
-        said if wide or len(said) <= WHAT_MAX else f"{said[: WHAT_MAX - 1]}…",
+        what(fact, names, wide),
     )
 
 
-def what(fact: api.Record) -> str:
-    """The plain fields that a reader wants to see, on one line."""
+def what(fact: api.Record, names: Mapping[str, str], wide: bool) -> str:
+    """The plain fields that a reader wants to see, on one line; uids that are no names if `wide`."""
     message = decode(fact)
     if message is None:
         return ""
@@ -79,6 +87,8 @@ def what(fact: api.Record) -> str:
             parts.append(show.sentence(value))
         elif field.enum_type is not None and not field.is_repeated:
             parts.append(show.enum(field.enum_type.values_by_number[value].name))
-        elif isinstance(value, str | int | bool):
+        elif isinstance(value, str) and value in names:
+            parts.append(f"{field.name.removesuffix('_uid')}={names[value]}")
+        elif isinstance(value, str | int | bool) and (wide or not field.name.endswith("_uid")):
             parts.append(f"{field.name}={value}")
     return " ".join(parts)

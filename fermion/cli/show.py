@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import yaml
 from google.protobuf import json_format
@@ -16,12 +16,12 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from fermion.api.workload import v1 as workload
+from fermion.cli import table as tables
+from fermion.cli.table import Title
+
+if TYPE_CHECKING:
+    from fermion.api.workload import v1 as workload
 
 Item = TypeVar("Item")
 Shown = TypeVar("Shown", bound=Message)
@@ -34,11 +34,23 @@ _SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Item]):
-    """One column of a table; a wide one is shown with `-o wide` alone."""
+    """
+    One column of a table; a wide one is shown with `-o wide` alone.
+
+    Where a terminal is too narrow, cells of a `crop` one are cut short, and `spare` ones are left
+    out, the highest first.
+    """
 
     title: str
     cell: Callable[[Item], str]
     wide: bool = False
+    crop: bool = False
+    spare: int = 0
+
+    @property
+    def head(self) -> Title:
+        """Its title in a table."""
+        return Title(self.title, self.crop, self.spare)
 
 
 def plain(message: Message) -> dict[str, object]:
@@ -113,9 +125,10 @@ def many(
             print(nothing, file=sys.stderr)
         case _:
             chosen = chosen_of(columns, output)
-            table(
-                [column.title for column in chosen],
+            tables.show(
+                [column.head for column in chosen],
                 [[column.cell(item) for column in chosen] for item in found],
+                whole=output == "wide",
             )
 
 
@@ -124,25 +137,12 @@ def chosen_of(columns: Sequence[Column[Item]], output: str) -> list[Column[Item]
     return [column for column in columns if output == "wide" or not column.wide]
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on a terminal, and plain columns in a pipe, however long they are."""
-    if sys.stdout.isatty():
-        Console(highlight=False, markup=False).print(_drawn(titles, rows))
-        return
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
-def _drawn(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for title in titles:
-        made.add_column(title, overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+def table(
+    titles: Sequence[str | Title], rows: Sequence[Sequence[str]], output: str = "table"
+) -> None:
+    """Print a table that is no list of messages."""
+    heads = [Title(title) if isinstance(title, str) else title for title in titles]
+    tables.show(heads, rows, whole=output == "wide")
 
 
 class Board(Generic[Shown]):
@@ -156,13 +156,12 @@ class Board(Generic[Shown]):
         self._columns = chosen_of(columns, output)
         self._output = output
         self._rows: dict[str, Sequence[str]] = {}
-        self._live: Live | None = None
-        if output in ("table", "wide") and sys.stdout.isatty():
-            self._live = Live(console=Console(highlight=False, markup=False), auto_refresh=False)
+        live = output in ("table", "wide") and sys.stdout.isatty()
+        self._screen = tables.Screen() if live else None
 
     def __enter__(self) -> Board[Shown]:
-        if self._live is not None:
-            self._live.start()
+        if self._screen is not None:
+            self._screen.begin()
         return self
 
     def __exit__(
@@ -171,8 +170,8 @@ class Board(Generic[Shown]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._screen is not None:
+            self._screen.end()
 
     def put(self, change: str, item: Shown, gone: bool) -> None:
         """Show a change of one thing."""
@@ -183,7 +182,7 @@ class Board(Generic[Shown]):
                 print(f"---\n{to_yaml(plain(item))}", flush=True)
             case "name":
                 print(name_of(item), flush=True)
-            case _ if self._live is None:
+            case _ if self._screen is None:
                 cells = [short(name_of(item))] if gone else [c.cell(item) for c in self._columns]
                 print(f"{change.lower():<8}  {'  '.join(cells)}", flush=True)
             case _:
@@ -191,8 +190,8 @@ class Board(Generic[Shown]):
                     self._rows.pop(name_of(item), None)
                 else:
                     self._rows[name_of(item)] = [column.cell(item) for column in self._columns]
-                titles = [column.title for column in self._columns]
-                self._live.update(_drawn(titles, self._rows.values()), refresh=True)
+                heads = [column.head for column in self._columns]
+                self._screen.draw(heads, list(self._rows.values()), self._output == "wide")
 
 
 def details(pairs_: Iterable[tuple[str, str]]) -> str:
@@ -258,6 +257,16 @@ def moment(stamp: Timestamp) -> str:
         return "-"
     at = stamp.ToDatetime(tzinfo=UTC).astimezone()
     return at.isoformat(sep=" ", timespec="milliseconds")
+
+
+def when(stamp: Timestamp) -> str:
+    """A time in a table: short on a terminal, whole in a pipe."""
+    if not stamp.seconds or not sys.stdout.isatty():
+        return moment(stamp)
+    at, now = stamp.ToDatetime(tzinfo=UTC).astimezone(), datetime.now(UTC).astimezone()
+    if at.date() == now.date():
+        return f"{at:%H:%M:%S}"
+    return f"{at:%m-%d %H:%M:%S}" if at.year == now.year else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def pairs(values: dict[str, str]) -> str:
