@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,7 +11,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
-from fermion.cli import facts, history, read, show, table
+from fermion.cli import facts, history, read, show, table, text
 from fermion.cli.options import Options, instance_names, note
 from fermion.errors import Error, NotFound
 from fermion.journals import SERVICES
@@ -76,7 +75,7 @@ def list_(
                 print(show.to_yaml([facts.plain(fact) for fact in records]))
             case "name":
                 for fact in records:
-                    print(facts.place(fact))
+                    print(text.line(facts.place(fact)))
             case _:
                 names = _people(client, project)
                 wide = options.output == "wide"
@@ -164,16 +163,16 @@ def _people(client: Client, project: str) -> Mapping[str, str]:
 def _print(fact: api.Record, output: str, names: Mapping[str, str]) -> None:
     match output:
         case "json":
-            text = json.dumps(facts.plain(fact), ensure_ascii=False)
+            told = show.to_line(facts.plain(fact))
         case "yaml":
-            text = f"---\n{show.to_yaml(facts.plain(fact))}"
+            told = f"---\n{show.to_yaml(facts.plain(fact))}"
         case "name":
-            text = facts.place(fact)
+            told = text.line(facts.place(fact))
         case "table":
-            text = table.line(facts.TITLES, facts.cells(fact, names, False), facts.ROOMS)
+            told = table.line(facts.TITLES, facts.cells(fact, names, False), facts.ROOMS)
         case _:
-            text = "  ".join(facts.cells(fact, names, True))
-    print(text, flush=True)
+            told = "  ".join(map(text.line, facts.cells(fact, names, True)))
+    print(told, flush=True)
 
 
 def _then(client: Client, records: Sequence[api.Record], until: datetime) -> str:

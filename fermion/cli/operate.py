@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 import fermion
 from fermion.api.journal import v1 as api
 from fermion.api.scheduler import v1 as scheduler
-from fermion.cli import show
+from fermion.cli import show, text
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
 from fermion.cli.table import Title
@@ -108,7 +108,7 @@ def status(*, options: Options = Options()) -> int:
             }
             print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
         case "name":
-            print("\n".join(one.journal for one in journals))
+            print("\n".join(text.line(one.journal) for one in journals))
         case _:
             print(f"Fermion answers at {context.address} (context {context.name}).\n")
             if journals:
@@ -148,7 +148,7 @@ def audit(*, options: Options = Options()) -> int:
     else:
         for check in broken if options.output == "table" else checks:
             mark = "holds" if check.holds else "BROKEN"
-            print(f"{mark:<7} {check.name}: {check.left} and {check.right}")
+            print(text.line(f"{mark:<7} {check.name}: {check.left} and {check.right}"))
         if options.output != "name":
             print(f"{len(checks) - len(broken)} of {len(checks)} equalities hold.")
     return 1 if broken else 0

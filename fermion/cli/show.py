@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.cli import table as tables
+from fermion.cli import text
 from fermion.cli.table import Title
 
 if TYPE_CHECKING:
@@ -86,16 +87,23 @@ def name_of(message: Message) -> str:
 
 def to_json(found: object) -> str:
     """JSON as every command prints it."""
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    return text.json(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def to_line(found: object) -> str:
+    """JSON on one line, as what follows changes prints it."""
+    return text.json(json.dumps(found, ensure_ascii=False))
 
 
 def to_yaml(found: object) -> str:
     """YAML as every command prints it."""
-    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-    return text.rstrip("\n")
+    # The writer of YAML takes marks of direction for letters; without them it keeps all letters.
+    letters = text.harmless(json.dumps(found, ensure_ascii=False))
+    said: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=letters)
+    return said.rstrip("\n")
 
 
-def one(message: Message, output: str, text: Callable[[], str]) -> None:
+def one(message: Message, output: str, told: Callable[[], str]) -> None:
     """Print one thing."""
     match output:
         case "json":
@@ -103,9 +111,9 @@ def one(message: Message, output: str, text: Callable[[], str]) -> None:
         case "yaml":
             print(to_yaml(plain(message)))
         case "name":
-            print(name_of(message))
+            print(text.line(name_of(message)))
         case _:
-            print(text())
+            print(text.lines(told()))
 
 
 def many(
@@ -120,7 +128,7 @@ def many(
             print(to_yaml([plain(item) for item in found]))
         case "name":
             for item in found:
-                print(name_of(item))
+                print(text.line(name_of(item)))
         case _ if not found:
             print(nothing, file=sys.stderr)
         case _:
@@ -177,14 +185,15 @@ class Board(Generic[Shown]):
         """Show a change of one thing."""
         match self._output:
             case "json":
-                print(json.dumps(plain(item), ensure_ascii=False), flush=True)
+                print(to_line(plain(item)), flush=True)
             case "yaml":
                 print(f"---\n{to_yaml(plain(item))}", flush=True)
             case "name":
-                print(name_of(item), flush=True)
+                print(text.line(name_of(item)), flush=True)
             case _ if self._screen is None:
                 cells = [short(name_of(item))] if gone else [c.cell(item) for c in self._columns]
-                print(f"{change.lower():<8}  {'  '.join(cells)}", flush=True)
+                row = "  ".join(map(text.line, cells))
+                print(f"{change.lower():<8}  {row}", flush=True)
             case _:
                 if gone:
                     self._rows.pop(name_of(item), None)
@@ -196,7 +205,9 @@ class Board(Generic[Shown]):
 
 def details(pairs_: Iterable[tuple[str, str]]) -> str:
     """One fact a line, where there is one to tell."""
-    return "\n".join(f"  {title:<14}{value}" for title, value in pairs_ if value and value != "-")
+    return "\n".join(
+        text.line(f"  {title:<14}{value}") for title, value in pairs_ if value and value != "-"
+    )
 
 
 def short(name: str) -> str:
@@ -210,10 +221,10 @@ def enum(name: str) -> str:
 
 
 def sentence(reason: workload.Reason) -> str:
-    """A reason as people say it; empty where there is none."""
+    """A reason as people say it, on one line; empty where there is none."""
     if not reason.code:
         return ""
-    said = reason.message.rstrip(".") or reason.code
+    said = text.line(reason.message.rstrip(".") or reason.code)
     return _SENTENCES.get(reason.code, said[:1].lower() + said[1:])
 
 
@@ -243,12 +254,12 @@ def age(stamp: Timestamp) -> str:
 
 def span(duration: Duration) -> str:
     """A time span as `read.duration` reads it."""
-    left, text = duration.ToSeconds(), ""
+    left, found = duration.ToSeconds(), ""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= length:
-            text += f"{left // length}{unit}"
+            found += f"{left // length}{unit}"
             left %= length
-    return text or "0s"
+    return found or "0s"
 
 
 def moment(stamp: Timestamp) -> str:

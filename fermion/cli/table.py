@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fermion.cli import text
+
 GAP: Final = "  "
 CUT: Final = "…"
 # What is left of a cell that is cut short, at least.
@@ -46,14 +48,15 @@ def line(titles: Sequence[Title], cells: Sequence[str], rooms: Sequence[int]) ->
     Cut to the width of a terminal, whole in a pipe.
     """
     if not sys.stdout.isatty():
-        return GAP.join(cells)
+        return GAP.join(map(text.line, cells))
     wide = [padded(cell, room) for cell, room in zip(cells, rooms, strict=True)]
     return drawn(titles, [wide], shutil.get_terminal_size().columns)[1]
 
 
 def drawn(titles: Sequence[Title], rows: Rows, width: int | None = None) -> list[str]:
     """The lines of a table, its titles first; none is longer than `width` where one is given."""
-    cells = [[title.text for title in titles], *rows]
+    shown_rows = ([text.line(cell) for cell in row] for row in rows)
+    cells = [[title.text for title in titles], *shown_rows]
     natural = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
     layout = list(enumerate(natural)) if width is None else _layout(titles, natural, width)
     lines = []
@@ -96,17 +99,17 @@ def _least(natural: Sequence[int], kept: Sequence[int], cut: Iterable[int]) -> i
     return sum(cells) + len(GAP) * (len(kept) - 1)
 
 
-def width_of(text: str) -> int:
+def width_of(cell: str) -> int:
     """How many columns of a terminal a text takes."""
-    return len(text) if text.isascii() else sum(map(_columns, text))
+    return len(cell) if cell.isascii() else sum(map(_columns, cell))
 
 
-def cropped(text: str, width: int) -> str:
+def cropped(cell: str, width: int) -> str:
     """The text, cut short where it takes more than `width` columns."""
-    if width_of(text) <= width:
-        return text
+    if width_of(cell) <= width:
+        return cell
     found, left = "", width - width_of(CUT)
-    for character in text:
+    for character in cell:
         left -= _columns(character)
         if left < 0:
             break
@@ -114,9 +117,9 @@ def cropped(text: str, width: int) -> str:
     return found.rstrip() + CUT
 
 
-def padded(text: str, width: int) -> str:
+def padded(cell: str, width: int) -> str:
     """The text, with blanks up to `width` columns."""
-    return text + " " * (width - width_of(text))
+    return cell + " " * (width - width_of(cell))
 
 
 def _columns(character: str) -> int:
@@ -125,9 +128,9 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _bold(text: str) -> str:
+def _bold(head: str) -> str:
     coloured = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return f"\x1b[1m{text}\x1b[0m" if coloured else text
+    return f"\x1b[1m{head}\x1b[0m" if coloured else head
 
 
 class Screen:
