@@ -29,6 +29,8 @@ class Title:
     crop: bool = False
     # It is left out: the highest first; 0 is never.
     spare: int = 0
+    # What its cells mostly take, where rows are printed one by one.
+    room: int = 0
 
 
 def show(titles: Sequence[Title], rows: Rows, whole: bool = False) -> None:
@@ -41,15 +43,11 @@ def show(titles: Sequence[Title], rows: Rows, whole: bool = False) -> None:
     print("\n".join((_bold(head), *body)))
 
 
-def line(titles: Sequence[Title], cells: Sequence[str], rooms: Sequence[int]) -> str:
-    """
-    A row whose next ones are not there yet; `rooms` are the widths that its cells mostly take.
-
-    Cut to the width of a terminal, whole in a pipe.
-    """
+def line(titles: Sequence[Title], cells: Sequence[str]) -> str:
+    """A row whose next ones are not there yet: cut to the width of a terminal, whole in a pipe."""
     if not sys.stdout.isatty():
         return GAP.join(map(text.line, cells))
-    wide = [padded(cell, room) for cell, room in zip(cells, rooms, strict=True)]
+    wide = [padded(cell, title.room) for cell, title in zip(cells, titles, strict=True)]
     return drawn(titles, [wide], shutil.get_terminal_size().columns)[1]
 
 
