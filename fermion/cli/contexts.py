@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from fermion.cli import show
 from fermion.cli.options import OutputOption, context_names
+from fermion.cli.table import Title
 from fermion.context import Contexts, checked_address
 from fermion.errors import InvalidArgument
 
@@ -43,7 +44,7 @@ def list_(*, output: OutputOption = "table") -> None:
             print("\n".join(contexts.names()))
         case _:
             show.table(
-                ("", "NAME", "ADDRESS", "PROJECT", "TOKEN"),
+                ("", "NAME", "ADDRESS", "PROJECT", Title("TOKEN", crop=True)),
                 [
                     (
                         "*" if one["current"] else "",
@@ -54,6 +55,7 @@ def list_(*, output: OutputOption = "table") -> None:
                     )
                     for one in shown
                 ],
+                output,
             )
 
 

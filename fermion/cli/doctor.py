@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fermion.answer import from_call
 from fermion.api.journal import v1 as api
-from fermion.cli import show
+from fermion.cli import show, text
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
 from fermion.context import home
@@ -58,19 +58,20 @@ def doctor(*, options: Options = Options()) -> int:
     asked = replace(options, timeout=min(options.timeout, CALL_SECONDS_MAX))
     with asked.client() as client:
         findings = list(_look(client))
-    told = [asdict(finding) for finding in findings]
+    as_data = [asdict(finding) for finding in findings]
     match options.output:
         case "json":
-            print(show.to_json(told))
+            print(show.to_json(as_data))
         case "yaml":
-            print(show.to_yaml(told))
+            print(show.to_yaml(as_data))
         case "name":
-            print("\n".join(finding.what for finding in findings if not finding.well))
+            print("\n".join(text.line(one.what) for one in findings if not one.well))
         case _:
             for finding in findings:
-                print(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.found}")
+                told = text.line(f"{finding.what}: {finding.found}")
+                print(f"{'ok ' if finding.well else 'BAD'}  {told}")
                 if not finding.well and finding.mend:
-                    print(f"       mend: {finding.mend}")
+                    print(f"       mend: {text.line(finding.mend)}")
     return 0 if all(finding.well for finding in findings) else 1
 
 

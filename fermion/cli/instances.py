@@ -58,12 +58,12 @@ def _gpu(resources: api.Resources) -> str:
 
 COLUMNS: tuple[Column[api.Instance], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
-    Column("KIND", _kind),
+    Column("KIND", _kind, spare=2),
     Column("STATE", _state),
-    Column("WHY", _why),
-    Column("GPU", lambda one: _gpu(one.spec.resources)),
-    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli)),
-    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes)),
+    Column("WHY", _why, crop=True),
+    Column("GPU", lambda one: _gpu(one.spec.resources), spare=1),
+    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli), spare=3),
+    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes), spare=4),
     Column("STORAGE", lambda one: show.size(one.spec.resources.storage_bytes), wide=True),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("ATTEMPT", lambda one: str(one.status.attempt), wide=True),

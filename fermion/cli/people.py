@@ -39,8 +39,8 @@ PlatformRole = Annotated[PlatformRoleName, Parameter(help="What one may do on th
 USERS: tuple[Column[api.User], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
     Column("PLATFORM ROLE", lambda one: _platform_role(one.platform_role)),
-    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
-    Column("MAIL", lambda one: one.email or "-"),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-", crop=True, spare=1),
+    Column("MAIL", lambda one: one.email or "-", crop=True, spare=2),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("UID", lambda one: one.uid, wide=True),
 )
@@ -52,14 +52,14 @@ MEMBERS: tuple[Column[api.Member], ...] = (
 )
 TOKENS: tuple[Column[api.Token], ...] = (
     Column("UID", lambda one: one.uid),
-    Column("DESCRIPTION", lambda one: one.description or "-"),
-    Column("ISSUED", lambda one: show.moment(one.create_time)),
-    Column("ENDS", lambda one: show.moment(one.expire_time)),
+    Column("DESCRIPTION", lambda one: one.description or "-", crop=True),
+    Column("ISSUED", lambda one: show.when(one.create_time), spare=1),
+    Column("ENDS", lambda one: show.when(one.expire_time)),
     Column("STATE", lambda one: "revoked" if one.revoked else "valid"),
 )
 KEYS: tuple[Column[api.SigningKey], ...] = (
     Column("KID", lambda one: one.kid),
-    Column("PUBLIC KEY", lambda one: one.public_key.hex()),
+    Column("PUBLIC KEY", lambda one: one.public_key.hex(), crop=True),
     Column("SINCE", lambda one: show.age(one.create_time)),
 )
 

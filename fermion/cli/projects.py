@@ -18,8 +18,8 @@ app = App(name="projects", help="Projects.")
 COLUMNS: tuple[Column[api.Project], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
     Column("STATE", lambda one: _state(one)),
-    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
-    Column("LABELS", lambda one: show.pairs(dict(one.labels))),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-", crop=True, spare=1),
+    Column("LABELS", lambda one: show.pairs(dict(one.labels)), crop=True, spare=2),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("LEFT BY", lambda one: ", ".join(one.vacated_by) or "-", wide=True),
     Column("UID", lambda one: one.uid, wide=True),

@@ -251,6 +251,19 @@ def test_the_past_of_a_deleted_instance_can_be_asked_for_also_when_its_name_is_u
     assert shown["uid"] == uid
 
 
+def test_facts_of_no_project_are_shown_to_platform_admins(stage: Stage) -> None:
+    user = f"u{uuid.uuid4().hex[:8]}"
+    stage.ok("users", "create", user)
+    listed = stage.ok("events", "list", "--platform").out
+    for fact in ("SigningKeyAdded", "UserRegistered", "PlatformRoleSet", "TemplateSet"):
+        assert fact in listed
+    assert f"user={user}" in listed
+    issued = stage.ok("tokens", "create", user, "-o", "json").json()
+    assert isinstance(issued, dict)
+    as_user = {"FERMION_ADDRESS": stage.address, "FERMION_TOKEN": str(issued["signed_token"])}
+    assert stage.cli("events", "list", "--platform", environment=as_user).code == 4
+
+
 def test_a_watcher_sees_every_change_once_and_resumes_where_it_ended(
     stage: Stage, project: str
 ) -> None:
