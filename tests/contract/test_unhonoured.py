@@ -22,6 +22,7 @@ HONOURED = {
     f"{INSTANCES}.Spec.kind": "services/instances/spec.py named: chooses the template",
     f"{INSTANCES}.Spec.template": "services/instances/aggregate.py create: is filled from it",
     f"{INSTANCES}.Spec.resources": "services/instances/spec.py faults: its fields are bounded",
+    f"{INSTANCES}.Resources.storage_bytes": "services/instances/aggregate.py declared: its volume",
     f"{INSTANCES}.Template.name": "services/instances/aggregate.py place: its stream",
     f"{INSTANCES}.Template.display_name": "services/instances/servicer.py ListTemplates",
     f"{INSTANCES}.Template.description": "services/instances/servicer.py ListTemplates",
