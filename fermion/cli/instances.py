@@ -29,7 +29,7 @@ KINDS: dict[str, api.Kind.ValueType] = {
 }
 Wait = Annotated[
     StateName | None,
-    Parameter(help="Wait until it is in this state; 7 where it failed instead."),
+    Parameter(help="Wait until it is in this state; 7 where it failed or ended instead."),
 ]
 WaitTimeout = Annotated[str, Parameter(help="So long, e.g. 90s [10m].")]
 
@@ -253,7 +253,7 @@ def restart(
 
 @app.command
 def delete(name: InstanceName, /, *, options: Options = Options()) -> None:
-    """Ask for its deletion; one that lives is stopped first."""
+    """Ask for its deletion, files and all; one that lives is stopped first."""
     with options.client() as client:
         made = client.instances.delete(options.instance_of(client, name)[2])
         show.one(made, options.output, lambda: _text(made))

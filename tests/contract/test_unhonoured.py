@@ -25,6 +25,7 @@ HONOURED = {
     f"{INSTANCES}.Spec.kind": "services/instances/spec.py named: chooses the template",
     f"{INSTANCES}.Spec.template": "services/instances/aggregate.py create: is filled from it",
     f"{INSTANCES}.Spec.resources": "services/instances/spec.py faults: its fields are bounded",
+    f"{INSTANCES}.Resources.storage_bytes": "services/instances/aggregate.py declared: its volume",
     f"{INSTANCES}.Template.name": "services/instances/aggregate.py place: its stream",
     f"{INSTANCES}.Template.kind": "services/instances/aggregate.py create: must be the spec's",
     f"{INSTANCES}.Template.spec": "services/instances/spec.py fill",

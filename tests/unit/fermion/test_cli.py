@@ -225,6 +225,24 @@ def test_waiting_for_a_workload_that_fails_exits_with_seven(
     assert "failed" in capsys.readouterr().err
 
 
+def test_one_that_crashes_shows_why_how_often_and_where_it_was(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = lab.instances[LAB].status
+    status.state, status.phase = api.STATE_STARTING, api.PHASE_BACKOFF
+    status.reason.code = "BACKOFF"
+    status.reason.message = "It is run again in 40 s."
+    status.exit_code, status.restarts = 0, 3
+    status.addresses["jupyter"] = "127.0.0.1:20000"
+    assert run(["instances", "get", "lab"]) == 0
+    first, *details = told(capsys).splitlines()
+    assert first == "lab  STARTING  backoff: it is run again in 40 s"
+    shown = dict(line.strip().split(None, 1) for line in details if line.split()[0] != "at")
+    assert shown["restarts"] == "3"
+    assert shown["exit"] == "code     0"
+    assert "  at jupyter    127.0.0.1:20000" in details
+
+
 def test_a_watch_in_a_pipe_is_a_row_a_change(
     lab: Platform, capsys: pytest.CaptureFixture[str]
 ) -> None:
