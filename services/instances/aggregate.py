@@ -23,6 +23,7 @@ from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place, Release
 from chassis.refusals import Exists, Missing, Refused, Violation
+from chassis.workloads import CRASH_LOOP_BACKOFF
 from fermion.api.instances import v1 as api
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
@@ -36,8 +37,6 @@ SERVICE: Final = "instances"
 GRACE: Final = Duration(seconds=30)
 # Where a replica finds the files that outlive it.
 WORKSPACE: Final = "/workspace"
-# The executor's word for a replica that waits before its main is run again.
-BACKOFF: Final = "BACKOFF"
 
 LIVING: Final = frozenset(
     {api.STATE_PENDING, api.STATE_STARTING, api.STATE_RUNNING, api.STATE_STOPPING}
@@ -600,7 +599,7 @@ def prepare(
 
     Of what is done before the first run only the kind is told: its progress is not said again.
     """
-    instance, again = now.instance, reason.code == BACKOFF
+    instance, again = now.instance, reason.code == CRASH_LOOP_BACKOFF
     if not _goes_on(instance, workload_uid) or not instance.runs.waits(replica, n, again):
         return []
     if again:

@@ -414,7 +414,7 @@ async def test_an_instance_follows_its_attempt_from_admission_to_its_end(cast: C
     assert dict(ran.status.addresses) == {"jupyter": "127.0.0.1:20000"}
     await cast.executor.say(replica.unready(1))
     await cast.becomes(api.STATE_RUNNING, api.PHASE_UNREADY)
-    await cast.executor.say(replica.ended(0, exit=3), replica.pending("BACKOFF"))
+    await cast.executor.say(replica.ended(0, exit=3), replica.pending("CRASH_LOOP_BACKOFF"))
     crashed = await cast.becomes(api.STATE_STARTING, api.PHASE_BACKOFF)
     assert (crashed.status.exit_code, dict(crashed.status.addresses)) == (3, {})
     await cast.executor.say(replica.started(1), replica.ready(2))

@@ -268,7 +268,7 @@ MADE: st.SearchStrategy[Callable[[int], Decide]] = st.one_of(
     st.just(admitted),
     st.builds(
         lambda code, n, replica: lambda attempt: pending(code, n, attempt, replica),
-        st.sampled_from(["PREPARING", "BACKOFF", "VOLUME"]),
+        st.sampled_from(["PREPARING", "CRASH_LOOP_BACKOFF", "VOLUME"]),
         NS,
         REPLICAS,
     ),
@@ -319,7 +319,7 @@ def _on_its_way(length: int) -> list[Decide]:
         lambda attempt: ready(attempt=attempt),
         lambda attempt: unready(attempt=attempt),
         lambda attempt: ended(0, attempt=attempt),
-        lambda attempt: pending("BACKOFF", 2, attempt),
+        lambda attempt: pending("CRASH_LOOP_BACKOFF", 2, attempt),
         lambda attempt: started(1, attempt),
     ]
     return [reported(report) for report in ordinary[:length]]

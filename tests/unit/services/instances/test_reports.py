@@ -109,13 +109,19 @@ def test_a_run_that_ended_is_told_and_changes_no_state() -> None:
 
 
 def test_what_waits_before_it_is_run_again_is_starting() -> None:
-    life = running(ended(), pending("BACKOFF"))
+    life = running(ended(), pending("CRASH_LOOP_BACKOFF"))
     assert status(life) == ("STARTING", "BACKOFF", "RUNNING")
-    assert why(life) == "BACKOFF"
+    assert why(life) == "CRASH_LOOP_BACKOFF"
 
 
 def test_a_crash_loop_counts_its_restarts() -> None:
-    life = running(ended(0), pending("BACKOFF", 1), started(1), ended(1), pending("BACKOFF", 2))
+    life = running(
+        ended(0),
+        pending("CRASH_LOOP_BACKOFF", 1),
+        started(1),
+        ended(1),
+        pending("CRASH_LOOP_BACKOFF", 2),
+    )
     assert status(life) == ("STARTING", "BACKOFF", "RUNNING")
     life.do(started(2))
     assert life.shown.status.restarts == 2
@@ -191,7 +197,11 @@ def test_how_it_ended_decides_what_it_is_then(
 
 def test_a_failure_tells_the_exit_code_and_the_restarts() -> None:
     life = running(
-        ended(0), pending("BACKOFF"), started(1), ended(1, 7), finished(workload.OUTCOME_FAILED)
+        ended(0),
+        pending("CRASH_LOOP_BACKOFF"),
+        started(1),
+        ended(1, 7),
+        finished(workload.OUTCOME_FAILED),
     )
     reason = life.shown.status.reason
     assert dict(reason.arguments) == {"exit_code": "7", "restarts": "1"}
@@ -322,7 +332,7 @@ def test_a_deletion_waits_for_the_end_and_for_the_volume() -> None:
         queued(1, "QUOTA"),
         admitted(),
         pending("PREPARING", 9),
-        pending("BACKOFF", 9),
+        pending("CRASH_LOOP_BACKOFF", 9),
         started(0),
         ended(1),
     ],
@@ -342,7 +352,9 @@ def test_the_executor_outranks_the_scheduler(report: Decide) -> None:
 
 
 def test_a_second_word_on_the_same_edge_is_late() -> None:
-    life = running(unready(1), ready(2), ended(0), pending("BACKOFF", 1), started(1), ready(3))
+    life = running(
+        unready(1), ready(2), ended(0), pending("CRASH_LOOP_BACKOFF", 1), started(1), ready(3)
+    )
     for report in (unready(1), ready(1), ready(2), ready(3), ended(0), started(1), started(0)):
         assert report(life.now) == []
 
@@ -350,7 +362,14 @@ def test_a_second_word_on_the_same_edge_is_late() -> None:
 def test_nothing_is_added_to_what_is_over() -> None:
     life = running(ended(), finished(workload.OUTCOME_FAILED))
     for report in (
-        *(queued(1), admitted(), refused(1), pending("BACKOFF", 9), started(9), ready(9)),
+        *(
+            queued(1),
+            admitted(),
+            refused(1),
+            pending("CRASH_LOOP_BACKOFF", 9),
+            started(9),
+            ready(9),
+        ),
         *(unready(9), ended(0), draining(), rejected(), finished(workload.OUTCOME_SUCCEEDED)),
     ):
         assert report(life.now) == []
@@ -361,7 +380,14 @@ def test_a_replica_that_takes_the_place_of_another_goes_on_where_that_ended() ->
     assert status(life) == ("STARTING", "PREPARING", "RUNNING")
     life.do(started(0, replica=OTHER_REPLICA), ready(1, replica=OTHER_REPLICA))
     assert (status(life)[0], life.shown.status.restarts) == ("RUNNING", 1)
-    for late in (started(1), ended(0), ready(9), unready(9), draining(), pending("BACKOFF", 9)):
+    for late in (
+        started(1),
+        ended(0),
+        ready(9),
+        unready(9),
+        draining(),
+        pending("CRASH_LOOP_BACKOFF", 9),
+    ):
         assert late(life.now) == []
 
 
@@ -389,7 +415,7 @@ def executor(draw: st.DrawFn) -> list[Decide]:
             if life < crashes:
                 n += 1
                 told.append(ended(life + missed, draw(st.sampled_from([-1, 0, 1]))))
-                told.append(pending("BACKOFF", n))
+                told.append(pending("CRASH_LOOP_BACKOFF", n))
         if draw(st.booleans()):
             told.append(draining(draw(st.sampled_from(workload.Cause.values()))))
         if draw(st.booleans()):
@@ -503,7 +529,7 @@ WALKS: dict[str, list[tuple[Decide, STATUS]]] = {
         (admitted(), ("STARTING", "UNSPECIFIED", "RUNNING")),
         (started(0), ("STARTING", "UNSPECIFIED", "RUNNING")),
         (ended(0), ("STARTING", "UNSPECIFIED", "RUNNING")),
-        (pending("BACKOFF", 1), ("STARTING", "BACKOFF", "RUNNING")),
+        (pending("CRASH_LOOP_BACKOFF", 1), ("STARTING", "BACKOFF", "RUNNING")),
         (started(1), ("STARTING", "UNSPECIFIED", "RUNNING")),
         (ended(1), ("STARTING", "UNSPECIFIED", "RUNNING")),
         (finished(workload.OUTCOME_FAILED), ("FAILED", "UNSPECIFIED", "STOPPED")),
@@ -579,6 +605,6 @@ def test_a_report_about_a_workload_that_is_not_its_present_one_adds_nothing(
 
 
 def test_facts_of_runs_stand_in_the_instances_stream() -> None:
-    life = running(unready(), ended(), pending("BACKOFF"))
+    life = running(unready(), ended(), pending("CRASH_LOOP_BACKOFF"))
     for record in life.history.records[-6:]:
         assert (record.stream, record.project) == (f"instance/{UID}", PROJECT)
