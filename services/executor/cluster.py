@@ -184,6 +184,14 @@ class Cluster(Protocol):
         """Run a command inside a replica that runs; left, it is killed. Gone, Unhonoured."""
         ...
 
+    async def access(self, replica: str) -> Mapping[str, str]:
+        """
+        How the ports of a replica that runs are opened, by name; Gone where it does not run.
+
+        A URL with the token that the program asks for where HTTP is spoken, else host:port.
+        """
+        ...
+
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used, by its uid."""
         ...

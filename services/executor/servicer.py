@@ -194,6 +194,18 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
                 why=error.reason.code,
             ) from error
 
+    async def GetAccess(
+        self, request: api.GetAccessRequest, context: Context
+    ) -> api.GetAccessResponse:
+        """Tell how the ports of a replica are opened; the token is made for the answer, and kept nowhere."""
+        replica = await self._running(request.owner, request.replica)
+        try:
+            return api.GetAccessResponse(urls=await self._cluster.access(replica.uid))
+        except Gone as error:
+            raise _not_running(request.owner) from error
+        except Away as error:
+            raise _away(error) from error
+
     async def ListUsage(
         self, request: api.ListUsageRequest, context: Context
     ) -> api.ListUsageResponse:

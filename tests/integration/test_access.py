@@ -134,6 +134,7 @@ TABLE: Final[Mapping[str, Row]] = {
     "executor.v1.RuntimeService/WatchReplicas": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/StreamLogs": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/Exec": edits("start.owner"),
+    "executor.v1.RuntimeService/GetAccess": edits("owner"),
     "executor.v1.RuntimeService/ListUsage": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/GetCluster": everywhere(USERS),
 }
