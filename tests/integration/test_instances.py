@@ -543,7 +543,7 @@ async def test_volumes_do_not_keep_an_archived_project_and_go_with_it(cast: Cast
     await cast.scheduler.say(
         workload.VolumeRefused(uid=gone, owner_uid=work.owner_uid, project="acme")
     )
-    await until(cast.names, lambda left: left == [], "something was left")
+    await until(cast.said, lambda said: "InstanceDeleted" in said, "something was left")
 
 
 class Replica:
