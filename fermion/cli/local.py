@@ -14,7 +14,7 @@ from cyclopts import Parameter
 import fermion
 from fermion.cli import show
 from fermion.cli.options import OutputOption
-from fermion.errors import FailedPrecondition
+from fermion.errors import FailedPrecondition, InvalidArgument
 
 
 def up(
@@ -27,6 +27,10 @@ def up(
     ] = False,
 ) -> None:
     """Start the platform on this machine, in the foreground; Ctrl-C drains and stops it."""
+    if port is not None and not 0 < port < 65536:
+        raise _wrong("--port", port, "must be 1 to 65535", "Leave it out for 7443.")
+    if replicas < 1:
+        raise _wrong("--replicas", replicas, "must be 1 or more", "Leave it out for 1.")
     words = ["up"]
     if split:
         words.append("--split")
@@ -61,6 +65,15 @@ def version(*, output: OutputOption = "table") -> None:
             print(fermion.__version__)
         case _:
             print("\n".join(f"{name:<10}{value}" for name, value in found.items()))
+
+
+def _wrong(option: str, value: int, rule: str, next_step: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{option} is {value}: it {rule}.",
+        reason="OPTION_INVALID",
+        violations=((option, rule),),
+        next_step=next_step,
+    )
 
 
 def _services(words: list[str]) -> None:
