@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fermion.call import CHANNEL_OPTIONS, Attempts, Place
-from fermion.context import TIMEOUT_SECONDS, Positions, resolve
+from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
 from fermion.instances import Instances
 from fermion.journals import Journals
 from fermion.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
@@ -98,7 +98,7 @@ class Client:
         positions: Positions | None = None,
     ) -> None:
         self.context = resolve(context, address, token)
-        self.timeout = timeout
+        self.timeout = checked_timeout("timeout", timeout)
         self._positions = positions or Positions()
         self._channels: dict[str, grpc.Channel] = {}
         self._lines: dict[str, Line] = {}

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from fermion.cli import show
 from fermion.cli.options import OutputOption, context_names
 from fermion.cli.table import Title
-from fermion.context import Contexts, checked_address
+from fermion.context import Contexts, checked_address, token_of
 from fermion.errors import InvalidArgument
 
 app = App(name="contexts", help="Where to call, and as whom.")
@@ -91,6 +91,8 @@ def set_(
             violations=(("--address", "must be HOST:PORT"),),
             next_step=f"fermion contexts set {name} --address HOST:PORT --token-file FILE",
         )
+    if token_file is not None:
+        _check(token_file.absolute())
     services = dict(part.partition("=")[::2] for part in service_address)
     contexts.set(
         name,
@@ -103,6 +105,18 @@ def set_(
         project=project.removeprefix("projects/"),
     )
     print(f"Context {name} is set.")
+
+
+def _check(token_file: Path) -> None:
+    try:
+        token_of(token_file)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"--token-file is {str(token_file)!r}: it {error}.",
+            reason="OPTION_INVALID",
+            violations=(("--token-file", "must be a file with a token"),),
+            next_step="Write the token into it first, readable by you alone.",
+        ) from error
 
 
 @app.command

@@ -24,7 +24,7 @@ from fermion.cli import show, text
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
 from fermion.context import home
-from fermion.errors import Denied, Error
+from fermion.errors import Denied, Error, Unauthenticated
 from fermion.journals import SERVICES
 
 if TYPE_CHECKING:
@@ -83,7 +83,11 @@ def _look(client: Client) -> Iterator[Finding]:
     yield from folder(home())
     if loopback and context.name == "local":
         yield lock(home() / "lock")
-    yield token(context.bearer(), context.token_file, context.name, datetime.now(UTC))
+    try:
+        bearer = context.bearer()
+    except Unauthenticated:
+        bearer = ""
+    yield token(bearer, context.token_file, context.name, datetime.now(UTC))
     reached = True
     for address in sorted({context.address_of(service) for service in SERVICES}):
         finding = port(address)
@@ -151,10 +155,13 @@ def lock(path: Path) -> Finding:
 
 def token(bearer: str, file: str, context: str, now: datetime) -> Finding:
     """Whether there is a token, and until when it holds."""
-    renew = f"fermion tokens create, then: fermion contexts set {context} --token-file FILE"
+    take = f"fermion contexts set {context} --token-file FILE"
+    # Who has no token cannot issue one.
+    ask = f"Start it with `fermion up`, which leaves one; or ask a platform admin, then: {take}"
+    renew = f"Ask a platform admin for another one (fermion tokens create), then: {take}"
     if not bearer:
-        where = f"{file} cannot be read" if file else "none"
-        return Finding("token", False, where, renew)
+        where = f"{file} cannot be read, or holds none" if file else "none"
+        return Finding("token", False, where, ask)
     try:
         body = bearer.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))

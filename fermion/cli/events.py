@@ -64,6 +64,9 @@ def list_(
         project, instance = _about(client, options, name, platform)
         if name:
             uids = _uids(client, options, project, instance, until, all_)
+            if journal:
+                # One that is not there is refused, as it is where all of the project is listed.
+                client.journals.head(journal, project)
             found = [fact for uid in uids for fact in history.of(client, project, uid)]
             found = [fact for fact in found if journal in ("", fact.journal)]
         else:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
-from fermion.cli import read, show
-from fermion.cli.options import InstanceName, Options, note, template_names
+from fermion.cli import near, read, show
+from fermion.cli.options import Etag, InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
 from fermion.errors import InvalidArgument
@@ -120,7 +120,12 @@ def create(
         asked.spec.template = f"templates/{template.removeprefix('templates/')}"
     with options.client() as client:
         project, short, full = options.instance_of(client, name)
-        made = client.instances.create(project, short, asked, validate_only=dry_run)
+        try:
+            made = client.instances.create(project, short, asked, validate_only=dry_run)
+        except InvalidArgument as error:
+            if any(field == "instance.spec.template" for field, _ in error.violations):
+                near.template(client, error, asked.spec.template)
+            raise
         if dry_run:
             show.one(made, options.output, lambda: _plan(made.instance, made.plan, "created"))
             return
@@ -188,7 +193,7 @@ def update(
     /,
     *,
     wish: Wish = Wish(),
-    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    etag: Etag = "",
     dry_run: Annotated[bool, Parameter(help="Show the plan; change nothing.")] = False,
     options: Options = Options(),
 ) -> None:
@@ -217,12 +222,15 @@ def start(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a start."""
-    _verb(lambda client, full: client.instances.start(full), name, wait, wait_timeout, options)
+    _verb(
+        lambda client, full: client.instances.start(full, etag), name, wait, wait_timeout, options
+    )
 
 
 @app.command
@@ -230,12 +238,13 @@ def stop(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a stop; name and files are kept, and it costs nothing."""
-    _verb(lambda client, full: client.instances.stop(full), name, wait, wait_timeout, options)
+    _verb(lambda client, full: client.instances.stop(full, etag), name, wait, wait_timeout, options)
 
 
 @app.command
@@ -243,19 +252,22 @@ def restart(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a stop, and a start after it."""
-    _verb(lambda client, full: client.instances.restart(full), name, wait, wait_timeout, options)
+    _verb(
+        lambda client, full: client.instances.restart(full, etag), name, wait, wait_timeout, options
+    )
 
 
 @app.command
-def delete(name: InstanceName, /, *, options: Options = Options()) -> None:
+def delete(name: InstanceName, /, *, etag: Etag = "", options: Options = Options()) -> None:
     """Ask for its deletion, files and all; one that lives is stopped first."""
     with options.client() as client:
-        made = client.instances.delete(options.instance_of(client, name)[2])
+        made = client.instances.delete(options.instance_of(client, name)[2], etag)
         show.one(made, options.output, lambda: _text(made))
 
 

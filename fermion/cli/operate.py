@@ -138,18 +138,29 @@ def list_queue(*, options: Options = Options()) -> None:
         show.many(client.queue.list(project), options.output, QUEUE, f"Nothing waits in {project}.")
 
 
-def audit(*, options: Options = Options()) -> int:
-    """Count log, stream and readers against each other; 1 where an equality does not hold."""
+def audit(
+    name: Annotated[str, Parameter(help="Only of this journal, e.g. instances/0")] = "",
+    /,
+    *,
+    options: Options = Options(),
+) -> int:
+    """
+    Count log, stream and readers against each other; 1 where an equality does not hold.
+
+    A table has those that do not hold, a wide one all of them; `-o name` is their names alone.
+    """
     with options.client() as client:
-        checks = client.journals.audit()
+        checks = client.journals.audit(name)
     broken = [check for check in checks if not check.holds]
-    if options.output in ("json", "yaml"):
-        show.many(checks, options.output, (), "")
-    else:
-        for check in broken if options.output == "table" else checks:
-            mark = "holds" if check.holds else "BROKEN"
-            print(text.line(f"{mark:<7} {check.name}: {check.left} and {check.right}"))
-        if options.output != "name":
+    match options.output:
+        case "json" | "yaml":
+            show.many(checks, options.output, (), "")
+        case "name":
+            show.many(broken, options.output, (), "")
+        case _:
+            for check in broken if options.output == "table" else checks:
+                mark = "holds" if check.holds else "BROKEN"
+                print(text.line(f"{mark:<7} {check.name}: {check.left} and {check.right}"))
             print(f"{len(checks) - len(broken)} of {len(checks)} equalities hold.")
     return 1 if broken else 0
 

@@ -13,7 +13,7 @@ from cyclopts.completion import CompletionContext
 
 import fermion
 from fermion.cli import near, text
-from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, resolve
+from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, checked_timeout, resolve
 from fermion.errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ InstanceName = Annotated[
 ]
 ClusterName = Annotated[str, Parameter(completer=cluster_names)]
 TemplateName = Annotated[str, Parameter(completer=template_names)]
+Etag = Annotated[str, Parameter(help="Only if it is still this one.")]
 OutputOption = Annotated[
     Format,
     Parameter(name=["--output", "-o"], help="How to print; json is the API's message [table]."),
@@ -98,6 +99,7 @@ class Options:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """Open a client; an error over a name says what there is by a name like it."""
+        checked_timeout("--timeout", self.timeout)
         context = resolve(self.context)
         with fermion.Client(
             context=self.context, timeout=self.timeout, positions=StoredPositions(context)

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
 from fermion.cli import read, show
-from fermion.cli.options import Options, TemplateName
+from fermion.cli.options import Etag, Options, TemplateName
 from fermion.cli.show import Column
 
 app = App(name="templates", help="Pre-configured kinds of instances.")
@@ -62,7 +62,7 @@ def set_(
             allow_leading_hyphen=True,
         ),
     ],
-    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    etag: Etag = "",
     options: Options = Options(),
 ) -> None:
     """Replace a template as a whole, or add it."""
