@@ -23,11 +23,14 @@ class Listing:
     """
     Every replica that the cluster has and was not told to forget.
 
-    All that happened before `began` is in it; a run that is open was alive at its `proof`.
+    All that was there before `began` is in it, and all that happened before `told`; a run that is
+    open was alive at its `proof`.
     """
 
     began: datetime
     replicas: tuple[ReplicaObservation, ...]
+    # Never after `began`; before it where a witness has not written down for a while. None: `began`.
+    told: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
