@@ -13,7 +13,7 @@ help: ## Tell what there is
 
 setup: .venv/.stamp ## Make the virtual environment (done by the others where it is missing)
 
-.venv/.stamp: requirements/dev.txt
+.venv/.stamp: requirements/dev.txt requirements/client.in requirements/platform.in pyproject.toml
 	@[ "$$(uname -s)" = Linux ] || { echo "Fermion's embedded start runs on Linux; this is $$(uname -s)."; exit 1; }
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or say which: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Fermion needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -52,7 +52,7 @@ generate: setup ## Write the Python of the protos, and the pages of help that ar
 	@$(BIN)/python -m tests.unit.fermion.manual
 
 lock: setup ## Lock the dependencies again (needs uv)
-	@for part in run dev; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate requirements/$$part.in -o requirements/$$part.txt; done
+	@for part in dev run client; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$([ $$part = dev ] || echo --constraint requirements/dev.txt) requirements/$$part.in -o requirements/$$part.txt; done
 
 bench: setup ## Measure, side by side, and print a table
 	@$(BIN)/python -m tests.bench

@@ -220,7 +220,7 @@ class Callers:
             raise Unauthenticated(
                 "TOKEN_REVOKED",
                 "The token was revoked.",
-                next_step="Issue another one: fermion tokens create.",
+                next_step="Ask a platform admin for another one: fermion tokens create.",
                 token=claims.uid,
             )
         if claims.kind == "service":
@@ -264,7 +264,8 @@ class Callers:
             raise Unauthenticated(
                 "TOKEN_MISSING",
                 "This call needs a token.",
-                next_step="Send one as `authorization: Bearer …`; `fermion tokens create` issues one.",
+                next_step="Send one as `authorization: Bearer …`. `fermion up` leaves its admin's in "
+                "keys/admin.token of the state folder; any other is issued by a platform admin.",
             )
         if rule.self and _last(_field(request, rule.self), "users") == caller.user != "":
             return

@@ -140,7 +140,7 @@ class Verifier:
             raise Unauthenticated(
                 "TOKEN_EXPIRED",
                 f"The token ended at {claims.expire_time.isoformat()}.",
-                next_step="Issue another one: fermion tokens create.",
+                next_step="Ask a platform admin for another one: fermion tokens create.",
                 expire_time=claims.expire_time.isoformat(),
             )
         return claims

@@ -23,7 +23,6 @@ from typing import Any, Final, TypeAlias, cast
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -32,7 +31,7 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 from protovalidate import Validator
 
-from chassis import listening
+from chassis import fields, listening
 from chassis.callers import ANONYMOUS, NOBODY, Caller, Callers, rules
 from chassis.envelope import Meta
 from chassis.journal import Request
@@ -186,19 +185,15 @@ class Door:
                 bytes=str(size),
                 bytes_max=str(MESSAGE_BYTES_MAX),
             )
-        violations = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
-        violations += [
-            Violation(_path(found), f"{found.proto.message}", found.proto.rule_id)
-            for found in self.validator.collect_violations(request)
-        ]
+        violations = fields.faults(request, self.validator)
         if violations:
             first = violations[0]
             more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-            value = _value(request, first.field)
-            shown = f" is {value!r}: it" if value else ""
+            value, shown = fields.shown(request, first.field)
             raise Invalid(
                 "FIELD_INVALID",
-                f"{first.field or 'The request'}{shown} {first.description}{more}.",
+                f"{first.field or 'The request'}{f' is {shown}; it' if shown else ''} "
+                f"{first.description}{more}.",
                 violations=tuple(violations),
                 next_step="Correct the fields named in the details.",
                 field=first.field,
@@ -531,27 +526,6 @@ async def _first(requests: AsyncIterator[Message]) -> Message:
     )
 
 
-def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
-    """Find strings that hold U+0000, which PostgreSQL cannot store and would fail a whole batch for."""
-    for one, value in message.ListFields():
-        where = f"{path}.{one.name}" if path else one.name
-        if one.type == FieldDescriptor.TYPE_BYTES:
-            continue
-        if one.message_type is not None and one.message_type.GetOptions().map_entry:
-            for key, entry in value.items():
-                if isinstance(entry, Message):
-                    yield from nul_fields(entry, f"{where}[{key!r}]")
-                if "\0" in str(key) or (isinstance(entry, str) and "\0" in entry):
-                    yield Violation(f"{where}[{key!r}]", "must not hold the character U+0000")
-            continue
-        for place, item in enumerate(value if one.is_repeated else (value,)):
-            named = f"{where}[{place}]" if one.is_repeated else where
-            if isinstance(item, Message):
-                yield from nul_fields(item, named)
-            elif isinstance(item, str) and "\0" in item:
-                yield Violation(named, "must not hold the character U+0000")
-
-
 def _seconds(context: Context) -> float | None:
     """How long a unary call may take: as the caller said, else a bound of ours."""
     return UNARY_SECONDS_MAX if context.time_remaining() is None else None
@@ -589,26 +563,3 @@ def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
-
-
-def _path(violation: Any) -> str:
-    """Write the field path of a violation as `instance.spec.ports[0].name`."""
-    parts: list[str] = []
-    found = violation.proto.field
-    for element in found.elements if found is not None else ():
-        text = element.field_name
-        subscript = element.subscript
-        if subscript is not None:
-            text += f"[{subscript.value!r}]"
-        parts.append(text)
-    return ".".join(parts)
-
-
-def _value(request: Message, path: str) -> str:
-    """The offending value, where it is a plain one and short enough to be shown."""
-    found: object = request
-    for name in path.split("."):
-        if "[" in name or not isinstance(found, Message):
-            return ""
-        found = getattr(found, name, "")
-    return "" if isinstance(found, Message) else str(found)[:200]

@@ -107,8 +107,10 @@ def _position(journal: str, token: str, head: Head) -> int:
         raise _invalid("is not a resume token") from error
     if name != journal or not isinstance(epoch, int) or not isinstance(position, int):
         raise _invalid(f"is not one of {journal}")
-    if epoch != head.epoch or not 0 <= position <= head.position:
+    if epoch != head.epoch:
         raise _expired(journal)
+    if not 0 <= position <= head.position:
+        raise _invalid(f"names position {position} of {journal}, which ends at {head.position}")
     return position
 
 

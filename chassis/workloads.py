@@ -27,6 +27,9 @@ FEATURES: Final = (
     *(PLACEMENT, PROBES, RANKS, SECRETS, SHARED_GPUS, VOLUMES),
 )
 
+# Reason of a replica whose main ended and is run again after a wait; `ReplicaPending` says it.
+CRASH_LOOP_BACKOFF: Final = "CRASH_LOOP_BACKOFF"
+
 KIND_WORDS: Final[Mapping[int, str]] = {
     number: name.removeprefix("KIND_").lower() for name, number in api.Kind.items() if number
 }

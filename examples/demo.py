@@ -3,9 +3,10 @@ The main job, from nothing, with a check behind every sentence.
 
     make demo
 
-It starts the platform in a folder of its own, works with it as a user would (command line, plain
-gRPC, a second client, a subscriber on NATS), kills every process in the middle of 500 creates, and
-counts what is left. It exits with 1 if anything that it claims is not so.
+It starts the platform in a folder of its own and works with it as a user would: command line, plain
+gRPC, a second client, a subscriber on NATS; a program and a notebook that really run; limits and
+what waits for them. It kills every process, in the middle of the night and in the middle of 500
+creates, and counts what is left. It exits with 1 if anything that it claims is not so.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import nats
 import psutil
+import running
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from story import FERMION, Answer, Platform, Story, rows
 
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc as instances_grpc
@@ -38,113 +40,8 @@ from fermion.api.workload import v1 as workload
 CREATES = 500
 CALLERS = 32
 PROJECT = "demo"
-SMALL = instances.Resources(cpu_milli=500, memory_bytes=512 * 1024 * 1024)
-FERMION = str(Path(sys.executable).with_name("fermion"))
-
-
-@dataclass
-class Story:
-    """Prints what happens, and counts the checks."""
-
-    held: int = 0
-    broken: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def chapter(self, title: str) -> None:
-        """Begin a part of the story."""
-        print(f"\n\033[1m{title}\033[0m   ({time.monotonic() - self.began:.1f} s)", flush=True)
-
-    def check(self, sentence: str, holds: bool, found: object = "") -> None:
-        """Say a sentence, and whether it is so."""
-        if holds:
-            self.held += 1
-        else:
-            self.broken.append(sentence)
-        mark = "\033[32m✓\033[0m" if holds else "\033[31m✗\033[0m"
-        print(f"  {mark} {sentence}" + ("" if holds else f"   found: {found}"), flush=True)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one command printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Platform:
-    """The embedded start in a folder of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.environment = {**os.environ, "FERMION_HOME": str(home), "NO_COLOR": "1"}
-        self.process: subprocess.Popen[str] | None = None
-
-    def cli(self, *words: str, show: bool = True) -> Answer:
-        """Run one command as a user would."""
-        if show:
-            print(f"\n  $ fermion {' '.join(words)}", flush=True)
-        done = subprocess.run(
-            [FERMION, *words],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if show:
-            for line in (done.stdout + done.stderr).rstrip().splitlines()[:14]:
-                print(f"    {line}", flush=True)
-        return Answer(done.returncode, done.stdout, done.stderr)
-
-    def up(self) -> None:
-        """Start it, and wait until a command is answered."""
-        log = (self.home / "demo.log").open("a")
-        self.process = subprocess.Popen(
-            [FERMION, "up"], env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
-        )
-        self.answered(60)
-
-    def answered(self, seconds: float) -> float:
-        """Wait until a command is answered; tell how long it took."""
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            if self.process is not None and self.process.poll() is not None:
-                break
-            if self.cli("whoami", "-o", "json", show=False).code == 0:
-                return time.monotonic() - began
-            time.sleep(0.1)
-        tail = (self.home / "demo.log").read_text().splitlines()[-20:]
-        raise SystemExit("The platform did not answer. Its last lines:\n" + "\n".join(tail))
-
-    def processes(self) -> list[psutil.Process]:
-        """Every process below the supervisor."""
-        assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as the command line's context has it."""
-        return str(self._context()["address"])
-
-    @property
-    def token(self) -> str:
-        """The admin's token."""
-        return Path(str(self._context()["token_file"])).read_text().strip()
-
-    def _context(self) -> dict[str, object]:
-        contexts = json.loads((self.home / "cli" / "contexts.json").read_text())
-        found: dict[str, object] = contexts["contexts"]["local"]
-        return found
-
-
-def rows(answer: Answer) -> list[dict[str, object]]:
-    """Read a list as `-o json` prints it."""
-    found = json.loads(answer.out)
-    if isinstance(found, dict):
-        found = next((value for value in found.values() if isinstance(value, list)), [])
-    return list(found)
+# More GPUs than a laptop has: what is created in the storm waits, and its count stays what it is.
+WAITING = instances.Resources(gpu_milli=8000, cpu_milli=500, memory_bytes=512 * 1024 * 1024)
 
 
 async def create_many(
@@ -175,7 +72,7 @@ async def create_many(
                         kind=instances.KIND_CUSTOM,
                         image="host",
                         command=["sleep", "60"],
-                        resources=SMALL,
+                        resources=WAITING,
                     )
                 ),
             )
@@ -249,13 +146,15 @@ async def count_on_nats(platform: Platform) -> tuple[list[int], list[int], Count
 
 def walk(story: Story, platform: Platform) -> None:
     """Tell the story."""
-    story.chapter("1. Start: PostgreSQL, NATS and three services, from nothing")
+    story.chapter(
+        "Start: PostgreSQL, NATS, four services and a cluster of this machine, from nothing"
+    )
     platform.up()
     names = {process.name() for process in platform.processes()}
     print(f"  running below the supervisor: {', '.join(sorted(names))}")
     story.check("the platform answers a signed call", platform.cli("status").code == 0)
 
-    story.chapter("2. A project and its people, by command line")
+    story.chapter("A project and its people, by command line")
     platform.cli("projects", "create", PROJECT, "--display-name", "The demo")
     platform.cli("users", "create", "ada", "--display-name", "Ada", "--email", "ada@example.org")
     platform.cli("members", "set", "ada", "editor", "-p", PROJECT)
@@ -268,14 +167,17 @@ def walk(story: Story, platform: Platform) -> None:
     )
     platform.cli("projects", "use", PROJECT)
 
-    story.chapter("3. Instances, by command line and by plain gRPC, watched by a second client")
+    story.chapter("Instances, by command line and by plain gRPC, watched by a second client")
     watcher = subprocess.Popen(
         [FERMION, "instances", "watch", "-o", "json"],
         env=platform.environment,
         stdout=subprocess.PIPE,
         text=True,
     )
-    platform.cli("instances", "create", "lab", "--kind", "notebook", "--label", "team=vision")
+    platform.cli(
+        *("instances", "create", "lab", "--kind", "notebook", "--gpu", "8"),
+        *("--label", "team=vision"),
+    )
     with grpc.insecure_channel(platform.address) as channel:
         stub = instances_grpc.InstanceServiceStub(channel)
         asked = instances.CreateInstanceRequest(
@@ -287,7 +189,7 @@ def walk(story: Story, platform: Platform) -> None:
                     kind=instances.KIND_CUSTOM,
                     image="host",
                     command=["python3", "-m", "http.server"],
-                    resources=SMALL,
+                    resources=WAITING,
                     ports=[workload.Port(name="web", number=8000)],
                 )
             ),
@@ -315,8 +217,8 @@ def walk(story: Story, platform: Platform) -> None:
         story,
         platform,
         "lab",
-        "there is no cluster yet: the instance waits, and says why",
-        "NO_CLUSTER",
+        "more GPUs than there are: the instance waits, and says why",
+        '"code": "CAPACITY"',
     )
     platform.cli("instances", "list")
     platform.cli("instances", "stop", "lab")
@@ -335,7 +237,7 @@ def walk(story: Story, platform: Platform) -> None:
         seen[-400:],
     )
 
-    story.chapter("4. Three wrong inputs, and their answers")
+    story.chapter("Three wrong inputs, and their answers")
     wrong: Sequence[tuple[str, tuple[str, ...], str]] = (
         (
             "nine GPUs name the field and the rule",
@@ -392,7 +294,7 @@ def waits_for(story: Story, platform: Platform, name: str, sentence: str, word: 
 def disaster(story: Story, platform: Platform) -> None:
     """Kill everything in the middle of the work, and count."""
     story.chapter(
-        f"5. SIGKILL of every process, in the middle of {CREATES} creates from {CALLERS} callers"
+        f"SIGKILL of every process, in the middle of {CREATES} creates from {CALLERS} callers"
     )
     killed: list[str] = []
 
@@ -423,9 +325,7 @@ def disaster(story: Story, platform: Platform) -> None:
     loads = Counter(str(row["name"]) for row in listed if "/load-" in str(row["name"]))
     story.check("each is there exactly once", loads == ledger, len(loads))
 
-    story.chapter(
-        "6. The supervisor is killed too; the platform is started again on the same folder"
-    )
+    story.chapter("The supervisor is killed too; the platform is started again on the same folder")
     below = platform.processes()
     assert platform.process is not None
     platform.process.kill()
@@ -439,7 +339,7 @@ def disaster(story: Story, platform: Platform) -> None:
 
 def proofs(story: Story, platform: Platform) -> None:
     """Audit, rebuild, and let a stranger count."""
-    story.chapter("7. Audit, rebuild from zero, and a stranger who counts")
+    story.chapter("Audit, rebuild from zero, and a stranger who counts")
     deadline = time.monotonic() + 60
     audit = platform.cli("audit", show=False)
     while audit.code != 0 and time.monotonic() < deadline:
@@ -493,9 +393,19 @@ def main() -> int:
     story, platform = Story(), Platform(home)
     try:
         walk(story, platform)
+        story.chapter(
+            "A program of one's own: port, environment, files, a crash, a stop and a start"
+        )
+        running.program(story, platform)
+        story.chapter("A notebook: JupyterLab in an environment of its own")
+        running.notebook(story, platform)
+        story.chapter("What has to wait, and why")
+        running.waiting(story, platform)
+        story.chapter("SIGKILL of every process of the platform, and not of what runs on it")
+        running.outlives(story, platform, home)
         disaster(story, platform)
         proofs(story, platform)
-        story.chapter("8. Down")
+        story.chapter("Down")
         down = platform.cli("down")
         story.check("it drains and ends on `fermion down`", down.code == 0, down)
     finally:
@@ -505,6 +415,7 @@ def main() -> int:
                 platform.process.wait(30)
             except subprocess.TimeoutExpired:
                 platform.process.kill()
+        running.leave(platform)
         if not kept and not story.broken:
             shutil.rmtree(home, ignore_errors=True)
     for sentence in story.broken:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
-from fermion.context import TIMEOUT_SECONDS, Positions, resolve
+from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
 from fermion.executor import Runtime
 from fermion.instances import Instances
 from fermion.journals import Journals
@@ -152,7 +152,7 @@ class Client:
         positions: Positions | None = None,
     ) -> None:
         self.context = resolve(context, address, token)
-        self.timeout = timeout
+        self.timeout = checked_timeout("timeout", timeout)
         self._positions = positions or Positions()
         self._channels: dict[str, grpc.Channel] = {}
         self._lines: dict[str, Line] = {}

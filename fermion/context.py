@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from fermion.errors import FailedPrecondition, InvalidArgument, NotFound
+from fermion.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 
 LOCAL: Final = "127.0.0.1:7443"
 # What one call may take, with every time that it is sent again.
 TIMEOUT_SECONDS: Final = 30.0
+TIMEOUT_SECONDS_MIN: Final = 0.1
+TIMEOUT_SECONDS_MAX: Final = 24 * 3600.0
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})")
 
 
@@ -42,13 +44,18 @@ class Context:
     stored: bool = False
 
     def bearer(self) -> str:
-        """The token; empty where there is none."""
-        if self.token:
+        """The token; empty where there is none. A file that has none is `Unauthenticated`, by its name."""
+        if self.token or not self.token_file:
             return self.token
         try:
-            return Path(self.token_file).read_text().strip() if self.token_file else ""
-        except OSError:
-            return ""
+            return token_of(Path(self.token_file))
+        except ValueError as error:
+            raise Unauthenticated(
+                f"The token of context {self.name}, {self.token_file}, {error}.",
+                reason="TOKEN_FILE_UNREADABLE",
+                arguments={"file": self.token_file, "context": self.name},
+                next_step=f"fermion contexts set {self.name} --token-file FILE",
+            ) from error
 
     def address_of(self, service: str) -> str:
         """Where a service answers."""
@@ -164,6 +171,32 @@ def checked_address(option: str, text: str) -> str:
             next_step="Write it like 127.0.0.1:7443.",
         )
     return text
+
+
+def checked_timeout(option: str, seconds: float) -> float:
+    """A number of seconds that a call may take, or `InvalidArgument` naming the option."""
+    if not TIMEOUT_SECONDS_MIN <= seconds <= TIMEOUT_SECONDS_MAX:
+        rule = f"must be {TIMEOUT_SECONDS_MIN:g} to {TIMEOUT_SECONDS_MAX:g} seconds"
+        raise InvalidArgument(
+            f"{option} is {seconds:g}: it {rule}.",
+            reason="OPTION_INVALID",
+            violations=((option, rule),),
+            next_step="Leave it out for 30 seconds.",
+        )
+    return seconds
+
+
+def token_of(file: Path) -> str:
+    """The token that a file holds; `ValueError` says why it holds none."""
+    try:
+        found = file.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    except ValueError:
+        found = ""
+    if not found:
+        raise ValueError("holds no token")
+    return found
 
 
 class Positions:

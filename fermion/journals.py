@@ -73,12 +73,12 @@ class Journals:
             found += answer.journals
         return found
 
-    def audit(self) -> Sequence[api.AuditCheck]:
-        """Every equality, counted anew."""
+    def audit(self, journal: str = "") -> Sequence[api.AuditCheck]:
+        """Every equality, counted anew; of one journal, where one is named."""
         found: list[api.AuditCheck] = []
-        for service in self._owners:
+        for service in [_service(journal)] if journal else self._owners:
             answer = self._lines[service].ask(
-                self._stubs[service].AuditJournal, api.AuditJournalRequest()
+                self._stubs[service].AuditJournal, api.AuditJournalRequest(journal=journal)
             )
             found += answer.checks
         return found

@@ -57,14 +57,14 @@ class Projects:
         request.update_mask.paths.extend(paths)
         return self._line.ask(self._stub.UpdateProject, request).project
 
-    def archive(self, project: str) -> api.Project:
+    def archive(self, project: str, etag: str = "") -> api.Project:
         """Refuse new work, and stop what lives."""
-        request = api.ArchiveProjectRequest(name=f"projects/{project}")
+        request = api.ArchiveProjectRequest(name=f"projects/{project}", etag=etag)
         return self._line.ask(self._stub.ArchiveProject, request).project
 
-    def delete(self, project: str) -> None:
+    def delete(self, project: str, etag: str = "") -> None:
         """Delete an archived project that every service has left."""
-        request = api.DeleteProjectRequest(name=f"projects/{project}")
+        request = api.DeleteProjectRequest(name=f"projects/{project}", etag=etag)
         self._line.ask(self._stub.DeleteProject, request)
 
 
@@ -129,15 +129,15 @@ class Users:
                 return
             request.page_token = page.next_page_token
 
-    def update(self, user: api.User, paths: Sequence[str]) -> api.User:
+    def update(self, user: api.User, paths: Sequence[str], etag: str = "") -> api.User:
         """Change display_name, email or platform_role."""
-        request = api.UpdateUserRequest(user=user)
+        request = api.UpdateUserRequest(user=user, etag=etag)
         request.update_mask.paths.extend(paths)
         return self._line.ask(self._stub.UpdateUser, request).user
 
-    def delete(self, user: str) -> None:
+    def delete(self, user: str, etag: str = "") -> None:
         """Take a user out for good."""
-        request = api.DeleteUserRequest(name=f"users/{user}")
+        request = api.DeleteUserRequest(name=f"users/{user}", etag=etag)
         self._line.ask(self._stub.DeleteUser, request)
 
 

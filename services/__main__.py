@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         case ["config"]:
             print(config.table({"every process": Common, **_settings()}))
             return 0
+        case ["config", *rest]:
+            print(f"error: config takes no more words; {' '.join(rest)!r} is one.", file=sys.stderr)
+            return 2
         case ["up", *rest]:
             return supervisor.up(rest)
         case ["down", *rest]:

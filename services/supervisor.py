@@ -46,10 +46,12 @@ BACKOFF_SECONDS_FIRST: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
 # What lived so long starts again at once when it dies.
 STEADY_SECONDS: Final = 10.0
+GPUS_MAX: Final = 64
 LOOK_SECONDS: Final = 0.02
 LOOP_SECONDS: Final = 0.1
 PROGRAMS: Final = Path(sys.executable).parent
 # A laptop has less than the guide's smallest instance; `up` says so.
+SHARDED: Final = "executor"
 MINIMA: Final = {
     "FERMION_INSTANCES_CPU_MIN": "100",
     "FERMION_INSTANCES_MEMORY_MIN": str(64 * 1024 * 1024),
@@ -252,6 +254,12 @@ def up(
     parser.add_argument(
         "--postgres-tcp", action="store_true", help="PostgreSQL on a TCP port of the loopback"
     )
+    parser.add_argument(
+        "--simulate-gpus",
+        type=_gpus,
+        default=0,
+        help="GPUs that the local cluster pretends to have",
+    )
     asked = parser.parse_args(arguments)
     home = Home(default_home())
     try:
@@ -262,11 +270,12 @@ def up(
         postgres = Postgres(
             home.path("postgres"), tcp_port=ports.take("postgres") if asked.postgres_tcp else None
         )
-        nats = Nats(home.path("nats"), targets)
+        cluster = cluster_uid(home.path("cluster"))
+        nats = Nats(home.path("nats"), targets, shards={SHARDED: cluster})
         groups = [(name,) for name in targets] if asked.split else [("all",)]
         services = plan(home, groups, asked.replicas, command, ports, asked.port)
         ports.save()
-        shared = settings(home, keys, postgres, nats)
+        shared = settings(home, keys, postgres, nats, cluster, asked.simulate_gpus)
         for service in services:
             service.environment = {**shared, **addresses(services), **service.environment}
         return Supervisor(home, postgres, nats, services).run()
@@ -344,7 +353,9 @@ def plan(
     return found
 
 
-def settings(home: Home, keys: Keys, postgres: Postgres, nats: Nats) -> dict[str, str]:
+def settings(
+    home: Home, keys: Keys, postgres: Postgres, nats: Nats, cluster: str, simulate_gpus: int
+) -> dict[str, str]:
     """The environment that all processes of services have alike."""
     return {
         **os.environ,
@@ -357,6 +368,11 @@ def settings(home: Home, keys: Keys, postgres: Postgres, nats: Nats) -> dict[str
         "FERMION_SIGNING_KEY": str(home.path("keys", "signing.jwk")),
         "FERMION_SERVICE_TOKENS": str(home.path("keys", "tokens")),
         "FERMION_ADMIN": keys.admin_uid,
+        "FERMION_PROJECTS_CLUSTERS": cluster,
+        "FERMION_EXECUTOR_CLUSTER": cluster,
+        "FERMION_EXECUTOR_ROOT": str(home.path("cluster")),
+        "FERMION_EXECUTOR_KEY": str(home.path("keys", "replicas.key")),
+        "FERMION_EXECUTOR_SIMULATE_GPUS": str(simulate_gpus),
         "FERMION_LOG_FORMAT": os.environ.get("FERMION_LOG_FORMAT", "json"),
         "PYTHONUNBUFFERED": "1",
     }
@@ -452,6 +468,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _gpus(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= GPUS_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {GPUS_MAX}")
     return number
 
 

@@ -13,7 +13,10 @@ import pytest
 
 from chassis.embedded import Nats, Postgres
 
-SERVICES = ("projects", "instances", "scheduler", "sample", "other")
+SERVICES = ("projects", "instances", "scheduler", "executor", "sample", "other")
+# The one cluster of tests that have any.
+CLUSTER = "0" * 25 + "1"
+SHARDS = {"executor": CLUSTER}
 _numbers = itertools.count(1)
 
 
@@ -51,7 +54,7 @@ async def database(postgres_server: Postgres) -> AsyncIterator[str]:
 @pytest.fixture(scope="session")
 def nats_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """One NATS of the session."""
-    server = Nats(tmp_path_factory.mktemp("nats"), SERVICES)
+    server = Nats(tmp_path_factory.mktemp("nats"), SERVICES, shards=SHARDS)
     server.start()
     server.wait_ready()
     yield NatsServer(server.url, server.keys)
@@ -68,5 +71,6 @@ async def nats_server(nats_session: NatsServer) -> AsyncIterator[NatsServer]:
             nkeys_seed=str(nats_session.keys / f"{service}.nk"),
             inbox_prefix=f"_INBOX_{service}".encode(),
         )
-        await client.request(f"$JS.API.STREAM.DELETE.FERMION_{service}_0", b"", timeout=5)
+        stream = f"FERMION_{service}_{SHARDS.get(service, '0')}"
+        await client.request(f"$JS.API.STREAM.DELETE.{stream}", b"", timeout=5)
         await client.close()

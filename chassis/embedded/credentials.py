@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,4 +56,8 @@ class Keys:
             expire_time=now + timedelta(days=ADMIN_TOKEN_DAYS),
         )
         write_private(home.path("keys", "admin.token"), token + "\n")
+        replicas = home.path("keys", "replicas.key")
+        if not replicas.exists():
+            # What runs is given tokens that only who has this key can tell again.
+            write_private(replicas, secrets.token_hex(32) + "\n")
         return cls(signing, uid)

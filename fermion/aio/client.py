@@ -19,7 +19,7 @@ from fermion.aio.journals import Journals
 from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
 from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
-from fermion.context import TIMEOUT_SECONDS, Positions, resolve
+from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
 
 Asked = TypeVar("Asked", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
@@ -155,7 +155,7 @@ class AsyncClient:
         positions: Positions | None = None,
     ) -> None:
         self.context = resolve(context, address, token)
-        self.timeout = timeout
+        self.timeout = checked_timeout("timeout", timeout)
         self._positions = positions or Positions()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._lines: dict[str, AsyncLine] = {}

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from fermion.aio.client import AsyncLine
 
 PAGE_SIZE = 1000
+# What comes behind states that may have come and gone between two looks.
+_PAST = {
+    api.STATE_PENDING: (api.STATE_STARTING, api.STATE_RUNNING),
+    api.STATE_STARTING: (api.STATE_RUNNING,),
+    api.STATE_STOPPING: (api.STATE_STOPPED,),
+}
 
 
 class Instances:
@@ -82,10 +88,10 @@ class Instances:
         self, name: str, state: api.State.ValueType, seconds: float = 600.0
     ) -> api.Instance:
         """
-        Wait until it is in a state, and answer it.
+        Wait until it is in a state, or past it where that comes and goes, and answer it.
 
-        Raises `WorkloadFailed` where it failed instead, `Timeout` after `seconds`, and `NotFound`
-        where it is not there, or not any more.
+        Raises `WorkloadFailed` where it failed instead, or has stopped and nobody wants it to run,
+        `Timeout` after `seconds`, and `NotFound` where it is not there, or not any more.
         """
         found = await self.get(name)
         _, project, _, instance_id = name.split("/")
@@ -101,12 +107,13 @@ class Instances:
                         break
                     if change.change != api.WatchInstancesResponse.CHANGE_BOOKMARK:
                         found = change.instance
-                    if found.status.state == state:
+                    if found.status.state in (state, *_PAST.get(state, ())):
                         return found
-                    if found.status.state == api.STATE_FAILED:
+                    if _ended(found.status):
                         reason = found.status.reason
+                        ended = api.State.Name(found.status.state).removeprefix("STATE_").lower()
                         raise WorkloadFailed(
-                            f"{name} failed: {reason.message or reason.code or 'no reason is given'}",
+                            f"{name} {ended}: {reason.message or reason.code or 'no reason is given'}",
                             reason=reason.code,
                             arguments=dict(reason.arguments),
                             next_step=f"See what happened: fermion events list {instance_id} "
@@ -154,7 +161,7 @@ class Instances:
         return (await self._line.ask(self._stub.RestartInstance, request)).instance
 
     async def delete(self, name: str, etag: str = "") -> api.Instance:
-        """Ask for its deletion; one that lives is stopped first."""
+        """Ask for its deletion, files and all; one that lives is stopped first."""
         request = api.DeleteInstanceRequest(name=name, etag=etag)
         return (await self._line.ask(self._stub.DeleteInstance, request)).instance
 
@@ -177,3 +184,9 @@ class Instances:
 def _go_on(request: api.WatchInstancesRequest, change: api.WatchInstancesResponse) -> None:
     if change.resume_token:
         request.resume_token = change.resume_token
+
+
+def _ended(status: api.Status) -> bool:
+    """Whether it runs no more, and nobody wants it to."""
+    stopped = status.state == api.STATE_STOPPED and status.desired_state == api.STATE_STOPPED
+    return stopped or status.state == api.STATE_FAILED

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fermion
 from fermion import errors
-from fermion.cli import COMMANDS, SUMMARY
+from fermion.cli import COMMANDS, SUMMARY, text
 from fermion.cli.fields import OPTION_OF
 from fermion.cli.pages import Page
 
@@ -62,7 +62,8 @@ def run(words: Sequence[str]) -> int:
         return 0
     except Exception as error:
         if debug:
-            traceback.print_exception(error)
+            told = "".join(traceback.format_exception(error))
+            print(text.lines(told), end="", file=sys.stderr)
         return say(error)
     return found if isinstance(found, int) else 0
 
@@ -90,7 +91,7 @@ def exit_code(error: Exception) -> int:
 def say(error: Exception) -> int:
     """Write what went wrong for people: message, fields, next step, request id; answer the exit code."""
     if not isinstance(error, errors.Error):
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(text.lines(f"error: {type(error).__name__}: {error}"), file=sys.stderr)
         print("  what to do: --debug shows where; please report it.", file=sys.stderr)
         return 1
     lines = [f"error: {error.message}"]
@@ -104,7 +105,7 @@ def say(error: Exception) -> int:
         tail += f"{'   ' if tail else ''}request id: {error.request_id}"
     if tail:
         lines.append(f"  {tail}")
-    print("\n".join(lines), file=sys.stderr)
+    print(text.lines("\n".join(lines)), file=sys.stderr)
     return exit_code(error)
 
 
@@ -122,5 +123,5 @@ def _usage(error: CycloptsError, words: Sequence[str]) -> int:
     if isinstance(error, UnusedCliTokensError) and chain == "fermion instances create":
         lines.append(f"  did you mean a start command? It stands behind --: -- {unused}")
     lines.append(f"  what to do: see {chain} --help")
-    print("\n".join(lines), file=sys.stderr)
+    print(text.lines("\n".join(lines)), file=sys.stderr)
     return 2

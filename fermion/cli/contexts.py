@@ -9,7 +9,8 @@ from cyclopts import App, Parameter
 
 from fermion.cli import show
 from fermion.cli.options import OutputOption, context_names
-from fermion.context import Contexts, checked_address
+from fermion.cli.table import Title
+from fermion.context import Contexts, checked_address, token_of
 from fermion.errors import InvalidArgument
 
 app = App(name="contexts", help="Where to call, and as whom.")
@@ -43,7 +44,7 @@ def list_(*, output: OutputOption = "table") -> None:
             print("\n".join(contexts.names()))
         case _:
             show.table(
-                ("", "NAME", "ADDRESS", "PROJECT", "TOKEN"),
+                ("", "NAME", "ADDRESS", "PROJECT", Title("TOKEN", crop=True)),
                 [
                     (
                         "*" if one["current"] else "",
@@ -54,6 +55,7 @@ def list_(*, output: OutputOption = "table") -> None:
                     )
                     for one in shown
                 ],
+                output,
             )
 
 
@@ -89,6 +91,8 @@ def set_(
             violations=(("--address", "must be HOST:PORT"),),
             next_step=f"fermion contexts set {name} --address HOST:PORT --token-file FILE",
         )
+    if token_file is not None:
+        _check(token_file.absolute())
     services = dict(part.partition("=")[::2] for part in service_address)
     contexts.set(
         name,
@@ -101,6 +105,18 @@ def set_(
         project=project.removeprefix("projects/"),
     )
     print(f"Context {name} is set.")
+
+
+def _check(token_file: Path) -> None:
+    try:
+        token_of(token_file)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"--token-file is {str(token_file)!r}: it {error}.",
+            reason="OPTION_INVALID",
+            violations=(("--token-file", "must be a file with a token"),),
+            next_step="Write the token into it first, readable by you alone.",
+        ) from error
 
 
 @app.command

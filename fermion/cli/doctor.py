@@ -20,11 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fermion.answer import from_call
 from fermion.api.journal import v1 as api
-from fermion.cli import show
+from fermion.cli import show, text
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
 from fermion.context import home
-from fermion.errors import Denied, Error
+from fermion.errors import Denied, Error, Unauthenticated
 from fermion.journals import SERVICES
 
 if TYPE_CHECKING:
@@ -58,19 +58,20 @@ def doctor(*, options: Options = Options()) -> int:
     asked = replace(options, timeout=min(options.timeout, CALL_SECONDS_MAX))
     with asked.client() as client:
         findings = list(_look(client))
-    told = [asdict(finding) for finding in findings]
+    as_data = [asdict(finding) for finding in findings]
     match options.output:
         case "json":
-            print(show.to_json(told))
+            print(show.to_json(as_data))
         case "yaml":
-            print(show.to_yaml(told))
+            print(show.to_yaml(as_data))
         case "name":
-            print("\n".join(finding.what for finding in findings if not finding.well))
+            print("\n".join(text.line(one.what) for one in findings if not one.well))
         case _:
             for finding in findings:
-                print(f"{'ok ' if finding.well else 'BAD'}  {finding.what}: {finding.found}")
+                told = text.line(f"{finding.what}: {finding.found}")
+                print(f"{'ok ' if finding.well else 'BAD'}  {told}")
                 if not finding.well and finding.mend:
-                    print(f"       mend: {finding.mend}")
+                    print(f"       mend: {text.line(finding.mend)}")
     return 0 if all(finding.well for finding in findings) else 1
 
 
@@ -82,7 +83,11 @@ def _look(client: Client) -> Iterator[Finding]:
     yield from folder(home())
     if loopback and context.name == "local":
         yield lock(home() / "lock")
-    yield token(context.bearer(), context.token_file, context.name, datetime.now(UTC))
+    try:
+        bearer = context.bearer()
+    except Unauthenticated:
+        bearer = ""
+    yield token(bearer, context.token_file, context.name, datetime.now(UTC))
     reached = True
     for address in sorted({context.address_of(service) for service in SERVICES}):
         finding = port(address)
@@ -150,10 +155,13 @@ def lock(path: Path) -> Finding:
 
 def token(bearer: str, file: str, context: str, now: datetime) -> Finding:
     """Whether there is a token, and until when it holds."""
-    renew = f"fermion tokens create, then: fermion contexts set {context} --token-file FILE"
+    take = f"fermion contexts set {context} --token-file FILE"
+    # Who has no token cannot issue one.
+    ask = f"Start it with `fermion up`, which leaves one; or ask a platform admin, then: {take}"
+    renew = f"Ask a platform admin for another one (fermion tokens create), then: {take}"
     if not bearer:
-        where = f"{file} cannot be read" if file else "none"
-        return Finding("token", False, where, renew)
+        where = f"{file} cannot be read, or holds none" if file else "none"
+        return Finding("token", False, where, ask)
     try:
         body = bearer.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,7 +11,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
-from fermion.cli import facts, history, read, show
+from fermion.cli import facts, history, read, show, table, text
 from fermion.cli.options import Options, instance_names, note
 from fermion.errors import Error, NotFound
 from fermion.journals import SERVICES
@@ -31,6 +30,10 @@ Subject = Annotated[
         completer=instance_names,
     ),
 ]
+Platform = Annotated[
+    bool,
+    Parameter(help="Facts of no project: users, tokens, keys, templates; takes a platform admin."),
+]
 Journal = Annotated[str, Parameter(help="Only of this journal, e.g. instances/0")]
 
 
@@ -46,6 +49,7 @@ def list_(
         bool, Parameter(name="--all", help="Also of earlier instances of that name.")
     ] = False,
     journal: Journal = "",
+    platform: Platform = False,
     options: Options = Options(),
 ) -> None:
     """
@@ -55,16 +59,19 @@ def list_(
     """
     until = read.moment("--as-of", as_of) if as_of else None
     if all_ and not name:
-        raise read.wrong("--all", "on", "is about a name, and none was said", "Say a NAME.")
+        raise read.unfit("--all", "is about a name, and none was said", "Say a NAME.")
     with options.client() as client:
-        project, instance = _about(client, options, name)
+        project, instance = _about(client, options, name, platform)
         if name:
             uids = _uids(client, options, project, instance, until, all_)
+            if journal:
+                # One that is not there is refused, as it is where all of the project is listed.
+                client.journals.head(journal, project)
             found = [fact for uid in uids for fact in history.of(client, project, uid)]
             found = [fact for fact in found if journal in ("", fact.journal)]
         else:
             found = [
-                fact for one in _journals(journal) for fact in client.journals.read(one, project)
+                fact for one in _journals(journal) for fact in history.log(client, one, project)
             ]
         records = sorted(
             (fact for fact in found if history.not_after(fact, until)), key=facts.in_time
@@ -76,11 +83,15 @@ def list_(
                 print(show.to_yaml([facts.plain(fact) for fact in records]))
             case "name":
                 for fact in records:
-                    print(facts.place(fact))
+                    print(text.line(facts.place(fact)))
             case _:
-                names = _people(client, project)
+                names = _names(client, project)
+                for fact in records:
+                    facts.learn(names, fact)
                 wide = options.output == "wide"
-                show.table(facts.TITLES, [facts.cells(fact, names, wide) for fact in records])
+                about = wide or all_ or not name
+                rows = [facts.cells(fact, names, wide, about) for fact in records]
+                show.table(facts.titles(about), rows, options.output)
                 if until is not None and name:
                     print(f"\n{_then(client, records, until)}")
 
@@ -92,16 +103,26 @@ def watch(
     *,
     journal: Journal = "",
     after: Annotated[
-        int | None, Parameter(help="After this position of the project; only new ones unless said.")
+        int | None,
+        Parameter(
+            help="After this position of the project in the journal; 0 for all; else new ones."
+        ),
     ] = None,
+    platform: Platform = False,
     options: Options = Options(),
 ) -> None:
     """Follow the project's facts, or an instance's, as they happen; Ctrl-C detaches. None is left out."""
+    if after is not None and after < 0:
+        raise read.wrong("--after", str(after), "is before the first one", "0 begins there.")
+    if after and not journal:
+        raise read.unfit(
+            "--after", "is a position in one journal, and none was said", "Say --journal, too."
+        )
     with options.client() as client:
-        project, instance = _about(client, options, name)
+        project, instance = _about(client, options, name, platform)
         # Before it is known whose they are, so that no new attempt falls between.
         places = {
-            one: client.journals.head(one, project) if after is None else max(0, after)
+            one: client.journals.head(one, project) if after is None else after
             for one in _journals(journal)
         }
         mine: history.Streams | None = None
@@ -110,16 +131,23 @@ def watch(
             mine = history.Streams(instance, uids)
             for fact in client.journals.facts(history.OWN, project, f"instance/{uids[-1]}"):
                 mine.holds(fact)
-        names = _people(client, project)
+        names = _names(client, project)
         while True:
             for fact in history.newer(client, project, places):
+                facts.learn(names, fact)
                 if mine is None or mine.holds(fact):
-                    _print(fact, options.output, names)
+                    _print(fact, options.output, names, mine is None)
             time.sleep(FOLLOW_SECONDS)
 
 
-def _about(client: Client, options: Options, name: str) -> tuple[str, str]:
-    """The project, and the name or uid of the instance where one was said."""
+def _about(client: Client, options: Options, name: str, platform: bool) -> tuple[str, str]:
+    """The project (empty for facts of none), and the name or uid of the instance where one was said."""
+    if platform and (name or options.project):
+        raise read.unfit(
+            "--platform", "does not go with NAME or --project", "Leave out what is not meant."
+        )
+    if platform:
+        return "", ""
     if not name:
         return options.project_of(client), ""
     project, instance, _ = options.instance_of(client, name)
@@ -148,29 +176,41 @@ def _journals(journal: str) -> list[str]:
     return [journal] if journal else [f"{service}/0" for service in SERVICES]
 
 
-def _people(client: Client, project: str) -> Mapping[str, str]:
-    """Names by uid: facts hold uids alone. Empty of whom this caller may not see."""
+def _names(client: Client, project: str) -> dict[str, str]:
+    """
+    Names by uid, for facts hold uids alone: of people, and of the instances that are there.
+
+    Empty of whom this caller may not see.
+    """
     found: dict[str, str] = {}
     try:
+        if not project:
+            return {one.uid: show.short(one.name) for one in client.users.list()}
+        for instance in client.instances.list(project):
+            name = show.short(instance.name)
+            found |= {instance.uid: name, instance.status.workload_uid: name}
         user = client.users.who_am_i().user
         found[user.uid] = show.short(user.name)
         found |= {one.user_uid: show.short(one.user) for one in client.members.list(project)}
     except Error:
-        return found
+        pass
+    found.pop("", None)
     return found
 
 
-def _print(fact: api.Record, output: str, names: Mapping[str, str]) -> None:
+def _print(fact: api.Record, output: str, names: Mapping[str, str], about: bool) -> None:
     match output:
         case "json":
-            text = json.dumps(facts.plain(fact), ensure_ascii=False)
+            told = show.to_line(facts.plain(fact))
         case "yaml":
-            text = f"---\n{show.to_yaml(facts.plain(fact))}"
+            told = f"---\n{show.to_yaml(facts.plain(fact))}"
         case "name":
-            text = facts.place(fact)
+            told = text.line(facts.place(fact))
+        case "table":
+            told = table.line(facts.titles(about), facts.cells(fact, names, False, about))
         case _:
-            text = "  ".join(facts.cells(fact, names, output == "wide"))
-    print(text, flush=True)
+            told = "  ".join(map(text.line, facts.cells(fact, names, True, True)))
+    print(told, flush=True)
 
 
 def _then(client: Client, records: Sequence[api.Record], until: datetime) -> str:

@@ -6,19 +6,35 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.instances.v1 import events_pb2 as instance_events
 from fermion.api.journal import v1 as api
+from fermion.api.journal.v1 import events_pb2 as journal_events
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from fermion.api.workload.v1 import resources_pb2 as workload
 from fermion.cli import show
+from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
-KNOWN = (instance_events, project_events, workload_events)
-WHAT_MAX = 120
-TITLES = ("TIME", "FACT", "WHERE", "BY", "BECAUSE OF", "WHAT")
+KNOWN = (instance_events, journal_events, project_events, workload_events)
+# The project of facts that belong to none.
+NO_PROJECT = "_"
+
+
+def titles(about: bool) -> Sequence[Title]:
+    """The columns of facts; `about` where they are not all of one thing."""
+    return (
+        Title("TIME", room=8),
+        Title("FACT", room=23),
+        *((Title("ABOUT", crop=True, room=12),) if about else ()),
+        Title("WHERE", spare=2, room=14),
+        Title("BY", spare=1, room=17),
+        Title("BECAUSE OF", spare=3, room=14),
+        Title("WHAT", crop=True),
+    )
 
 
 def decode(fact: api.Record) -> Message | None:
@@ -50,25 +66,45 @@ def in_time(fact: api.Record) -> tuple[int, str, int]:
     return fact.record_time.ToNanoseconds(), fact.journal, fact.position
 
 
-def cells(fact: api.Record, names: Mapping[str, str], wide: bool) -> Sequence[str]:
-    """One row of a table; `names` are those of users by uid."""
+def learn(names: dict[str, str], fact: api.Record) -> None:
+    """Add the name that a fact gives to a uid."""
+    message = decode(fact)
+    match message:
+        case instance_events.InstanceCreated():
+            names[message.uid] = message.instance
+        case instance_events.InstanceAttemptDeclared():
+            names[message.workload_uid] = names.get(message.uid, message.uid)
+        case project_events.UserRegistered():
+            names[message.uid] = message.user
+        case project_events.ProjectCreated():
+            names[message.uid] = message.project
+
+
+def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -> Sequence[str]:
+    """One row of a table; `names` are those of users, instances and their workloads by uid."""
     meta = fact.meta
+    uid = fact.stream.split("/", 1)[-1]
+    subject = names.get(uid, uid)
     cause = f"{meta.cause_journal}:{meta.cause_position}" if meta.cause_journal else "a request"
     if wide and meta.request_id:
         cause = f"request {meta.request_id}"
-    said = what(fact)
     return (
-        show.moment(fact.record_time),
+        show.moment(fact.record_time) if wide else show.when(fact.record_time),
         fact.type.rsplit(".", 1)[-1],
+        *((fact.stream if wide else subject,) if about else ()),
         place(fact),
         names.get(meta.actor, meta.actor),
         cause,
-        said if wide or len(said) <= WHAT_MAX else f"{said[: WHAT_MAX - 1]}…",
+        _what(fact, names, "" if wide else subject),
     )
 
 
-def what(fact: api.Record) -> str:
-    """The plain fields that a reader wants to see, on one line."""
+def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
+    """
+    The plain fields that a reader wants to see, on one line.
+
+    Uids stand there as names; those that have none, and that of the subject, only where none is said.
+    """
     message = decode(fact)
     if message is None:
         return ""
@@ -76,13 +112,17 @@ def what(fact: api.Record) -> str:
     for field, value in message.ListFields():
         if field.name in ("uid", "project"):
             continue
-        if isinstance(value, workload.Reason):
+        if isinstance(value, Timestamp):
+            parts.append(f"{field.name}={show.when(value)}")
+        elif isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
         elif isinstance(value, projects.Limits):
             bounds = show.amounts(value).items()
             parts += [f"{show.dimension(name)} {show.amount(name, n)}" for name, n in bounds]
         elif field.enum_type is not None and not field.is_repeated:
             parts.append(show.enum(field.enum_type.values_by_number[value].name))
-        elif isinstance(value, str | int | bool):
+        elif isinstance(value, str) and names.get(value, subject) != subject:
+            parts.append(f"{field.name.removesuffix('_uid')}={names[value]}")
+        elif isinstance(value, str | int | bool) and not (subject and field.name.endswith("_uid")):
             parts.append(f"{field.name}={value}")
     return " ".join(parts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
-from fermion.cli.facts import decode
+from fermion.cli.facts import NO_PROJECT, decode
 from fermion.errors import NotFound
 
 if TYPE_CHECKING:
@@ -79,9 +79,16 @@ def of(client: Client, project: str, uid: str) -> Sequence[api.Record]:
     return found
 
 
+def log(client: Client, journal: str, project: str) -> Iterator[api.Record]:
+    """All facts of a project in a journal; without one, those that belong to no project."""
+    for fact in client.journals.read(journal, project):
+        if project or fact.project == NO_PROJECT:
+            yield fact
+
+
 def newer(client: Client, project: str, places: dict[str, int]) -> Iterator[api.Record]:
     """
-    Facts after these places, which move on; each journal's in its order, and causes first.
+    Facts of `log` after these places, which move on; each journal's in its order, and causes first.
 
     Journals are in the order of a call's walk. Read against it, none holds a fact whose cause the
     ones before it do not hold yet.
@@ -89,8 +96,9 @@ def newer(client: Client, project: str, places: dict[str, int]) -> Iterator[api.
     pages = {one: list(client.journals.read(one, project, places[one])) for one in reversed(places)}
     for one in places:
         for fact in pages[one]:
-            places[one] = fact.project_position
-            yield fact
+            places[one] = fact.project_position if project else fact.position
+            if project or fact.project == NO_PROJECT:
+                yield fact
 
 
 class Streams:

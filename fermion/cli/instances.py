@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
-from fermion.cli import read, show
-from fermion.cli.options import InstanceName, Options, note, template_names
+from fermion.cli import near, read, show
+from fermion.cli.options import Etag, InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
 from fermion.errors import InvalidArgument
@@ -36,7 +36,7 @@ KINDS: dict[str, api.Kind.ValueType] = {
 }
 Wait = Annotated[
     StateName | None,
-    Parameter(help="Wait until it is in this state; 7 where it failed instead."),
+    Parameter(help="Wait until it is in this state; 7 where it failed or ended instead."),
 ]
 WaitTimeout = Annotated[str, Parameter(help="So long, e.g. 90s [10m].")]
 
@@ -65,12 +65,12 @@ def _gpu(resources: api.Resources) -> str:
 
 COLUMNS: tuple[Column[api.Instance], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
-    Column("KIND", _kind),
+    Column("KIND", _kind, spare=2),
     Column("STATE", _state),
-    Column("WHY", _why),
-    Column("GPU", lambda one: _gpu(one.spec.resources)),
-    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli)),
-    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes)),
+    Column("WHY", _why, crop=True),
+    Column("GPU", lambda one: _gpu(one.spec.resources), spare=1),
+    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli), spare=3),
+    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes), spare=4),
     Column("STORAGE", lambda one: show.size(one.spec.resources.storage_bytes), wide=True),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("ATTEMPT", lambda one: str(one.status.attempt), wide=True),
@@ -127,7 +127,12 @@ def create(
         asked.spec.template = f"templates/{template.removeprefix('templates/')}"
     with options.client() as client:
         project, short, full = options.instance_of(client, name)
-        made = client.instances.create(project, short, asked, validate_only=dry_run)
+        try:
+            made = client.instances.create(project, short, asked, validate_only=dry_run)
+        except InvalidArgument as error:
+            if any(field == "instance.spec.template" for field, _ in error.violations):
+                near.template(client, error, asked.spec.template)
+            raise
         if dry_run:
             show.one(made, options.output, lambda: _plan(made.instance, made.plan, "created"))
             return
@@ -195,7 +200,7 @@ def update(
     /,
     *,
     wish: Wish = Wish(),
-    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    etag: Etag = "",
     dry_run: Annotated[bool, Parameter(help="Show the plan; change nothing.")] = False,
     options: Options = Options(),
 ) -> None:
@@ -224,12 +229,15 @@ def start(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a start."""
-    _verb(lambda client, full: client.instances.start(full), name, wait, wait_timeout, options)
+    _verb(
+        lambda client, full: client.instances.start(full, etag), name, wait, wait_timeout, options
+    )
 
 
 @app.command
@@ -237,12 +245,13 @@ def stop(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a stop; name and files are kept, and it costs nothing."""
-    _verb(lambda client, full: client.instances.stop(full), name, wait, wait_timeout, options)
+    _verb(lambda client, full: client.instances.stop(full, etag), name, wait, wait_timeout, options)
 
 
 @app.command
@@ -250,19 +259,22 @@ def restart(
     name: InstanceName,
     /,
     *,
+    etag: Etag = "",
     wait: Wait = None,
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
     """Ask for a stop, and a start after it."""
-    _verb(lambda client, full: client.instances.restart(full), name, wait, wait_timeout, options)
+    _verb(
+        lambda client, full: client.instances.restart(full, etag), name, wait, wait_timeout, options
+    )
 
 
 @app.command
-def delete(name: InstanceName, /, *, options: Options = Options()) -> None:
-    """Ask for its deletion; one that lives is stopped first."""
+def delete(name: InstanceName, /, *, etag: Etag = "", options: Options = Options()) -> None:
+    """Ask for its deletion, files and all; one that lives is stopped first."""
     with options.client() as client:
-        made = client.instances.delete(options.instance_of(client, name)[2])
+        made = client.instances.delete(options.instance_of(client, name)[2], etag)
         show.one(made, options.output, lambda: _text(made))
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import sys
+from collections.abc import Iterable
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
 import fermion
 from fermion.cli import show
 from fermion.cli.options import OutputOption
-from fermion.errors import FailedPrecondition
+from fermion.errors import FailedPrecondition, InvalidArgument
+
+# As a distribution's metadata have them: `psutil; extra == "platform"`.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLATFORM: Final = re.compile(r"""extra\s*==\s*["']platform["']""")
 
 
 def up(
@@ -27,6 +33,10 @@ def up(
     ] = False,
 ) -> None:
     """Start the platform on this machine, in the foreground; Ctrl-C drains and stops it."""
+    if port is not None and not 0 < port < 65536:
+        raise _wrong("--port", port, "must be 1 to 65535", "Leave it out for 7443.")
+    if replicas < 1:
+        raise _wrong("--replicas", replicas, "must be 1 or more", "Leave it out for 1.")
     words = ["up"]
     if split:
         words.append("--split")
@@ -63,12 +73,49 @@ def version(*, output: OutputOption = "table") -> None:
             print("\n".join(f"{name:<10}{value}" for name, value in found.items()))
 
 
+def _wrong(option: str, value: int, rule: str, next_step: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{option} is {value}: it {rule}.",
+        reason="OPTION_INVALID",
+        violations=((option, rule),),
+        next_step=next_step,
+    )
+
+
+def missing(requirements: Iterable[str]) -> list[str]:
+    """What the platform requires beyond the client, and is not installed here."""
+    names = [_NAME.match(one) for one in requirements if _PLATFORM.search(one)]
+    return [found[0] for found in names if found is not None and not _installed(found[0])]
+
+
+def _declared() -> Iterable[str]:
+    """What this distribution requires; nothing where it is run without having been installed."""
+    try:
+        return metadata.requires("fermion") or ()
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _services(words: list[str]) -> None:
-    if importlib.util.find_spec("services") is None:
+    lacking = missing(_declared())
+    if lacking or importlib.util.find_spec("services") is None:
         raise FailedPrecondition(
-            "Only the client is installed here, not the platform.",
+            f"Only the client is installed here, not the platform; it lacks {lacking[0]} "
+            f"and {len(lacking) - 1} more."
+            if lacking
+            else "Only the client is installed here, not the platform.",
             reason="PLATFORM_NOT_INSTALLED",
-            next_step="Run it from a checkout: make up",
+            arguments={"missing": ",".join(lacking)},
+            next_step="Install the rest, too: pip install 'fermion[platform]'. "
+            "In a checkout `make up` does that.",
         )
     # The platform takes the place of this process, so signals reach it directly.
     sys.stdout.flush()

@@ -47,6 +47,15 @@ def suggest(client: Client, error: Error) -> None:
     missing = error.arguments.get(argument, "")
     if names is None or not missing:
         return
+    _add(client, error, missing, names)
+
+
+def template(client: Client, error: Error, missing: str) -> None:
+    """Add to an error what templates are there by a name like the one that is not."""
+    _add(client, error, missing, _LISTERS["TEMPLATE_NOT_FOUND"][1])
+
+
+def _add(client: Client, error: Error, missing: str, names: Lister) -> None:
     try:
         there = {name.rsplit("/", 1)[-1] for name in names(client, missing)}
     except (Error, IndexError):

@@ -11,9 +11,10 @@ from cyclopts import App, Parameter
 import fermion
 from fermion.api.journal import v1 as api
 from fermion.api.scheduler import v1 as scheduler
-from fermion.cli import show
+from fermion.cli import show, text
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
+from fermion.cli.table import Title
 from fermion.errors import Denied
 
 journal = App(name="journal", help="Journals: rebuild, parked facts, readers.")
@@ -21,8 +22,8 @@ queue = App(name="queue", help="What waits for admission, and why.")
 
 QUEUE: tuple[Column[scheduler.QueuedWorkload], ...] = (
     Column("OWNER", lambda one: one.owner.removeprefix("projects/")),
-    Column("ATTEMPT", lambda one: str(one.attempt)),
-    Column("WHY", lambda one: show.sentence(one.reason) or "-"),
+    Column("ATTEMPT", lambda one: str(one.attempt), spare=1),
+    Column("WHY", lambda one: show.sentence(one.reason) or "-", crop=True),
     Column("WAITS", lambda one: show.age(one.queue_time)),
     Column("NEEDS", lambda one: show.pairs(dict(one.reason.arguments)), wide=True),
     Column("WORKLOAD", lambda one: one.workload_uid, wide=True),
@@ -31,7 +32,11 @@ JOURNALS: tuple[Column[api.JournalStatus], ...] = (
     Column("JOURNAL", lambda one: one.journal),
     Column("HEAD", lambda one: str(one.head)),
     Column("STREAM", lambda one: _stream(one)),
-    Column("RELAY", lambda one: f"halted: {one.relay_halted}" if one.relay_halted else "ok"),
+    Column(
+        "RELAY",
+        lambda one: f"halted: {one.relay_halted}" if one.relay_halted else "ok",
+        crop=True,
+    ),
     Column("EPOCH", lambda one: str(one.epoch), wide=True),
 )
 PARKED: tuple[Column[api.ParkedFact], ...] = (
@@ -39,8 +44,8 @@ PARKED: tuple[Column[api.ParkedFact], ...] = (
     Column("JOURNAL", lambda one: one.journal),
     Column("POSITION", lambda one: str(one.position)),
     Column("STREAM", lambda one: one.stream),
-    Column("TYPE", lambda one: one.type.rsplit(".", 1)[-1]),
-    Column("WHY", lambda one: one.reason),
+    Column("TYPE", lambda one: one.type.rsplit(".", 1)[-1], spare=1),
+    Column("WHY", lambda one: one.reason, crop=True),
     Column("PARKED", lambda one: show.age(one.park_time), wide=True),
 )
 
@@ -103,14 +108,14 @@ def status(*, options: Options = Options()) -> int:
             }
             print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
         case "name":
-            print("\n".join(one.journal for one in journals))
+            print("\n".join(text.line(one.journal) for one in journals))
         case _:
             print(f"Fermion answers at {context.address} (context {context.name}).\n")
             if journals:
                 show.many(journals, options.output, JOURNALS, "")
                 print()
                 show.table(
-                    ("READER", "OF", "BEHIND", "PARKED", "STATE"),
+                    ("READER", "OF", "BEHIND", Title("PARKED", spare=1), Title("STATE", crop=True)),
                     [
                         (
                             one.progress.reader,
@@ -133,18 +138,29 @@ def list_queue(*, options: Options = Options()) -> None:
         show.many(client.queue.list(project), options.output, QUEUE, f"Nothing waits in {project}.")
 
 
-def audit(*, options: Options = Options()) -> int:
-    """Count log, stream and readers against each other; 1 where an equality does not hold."""
+def audit(
+    name: Annotated[str, Parameter(help="Only of this journal, e.g. instances/0")] = "",
+    /,
+    *,
+    options: Options = Options(),
+) -> int:
+    """
+    Count log, stream and readers against each other; 1 where an equality does not hold.
+
+    A table has those that do not hold, a wide one all of them; `-o name` is their names alone.
+    """
     with options.client() as client:
-        checks = client.journals.audit()
+        checks = client.journals.audit(name)
     broken = [check for check in checks if not check.holds]
-    if options.output in ("json", "yaml"):
-        show.many(checks, options.output, (), "")
-    else:
-        for check in broken if options.output == "table" else checks:
-            mark = "holds" if check.holds else "BROKEN"
-            print(f"{mark:<7} {check.name}: {check.left} and {check.right}")
-        if options.output != "name":
+    match options.output:
+        case "json" | "yaml":
+            show.many(checks, options.output, (), "")
+        case "name":
+            show.many(broken, options.output, (), "")
+        case _:
+            for check in broken if options.output == "table" else checks:
+                mark = "holds" if check.holds else "BROKEN"
+                print(text.line(f"{mark:<7} {check.name}: {check.left} and {check.right}"))
             print(f"{len(checks) - len(broken)} of {len(checks)} equalities hold.")
     return 1 if broken else 0
 

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from cyclopts.completion import CompletionContext
 
 import fermion
-from fermion.cli import near
-from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, resolve
+from fermion.cli import near, text
+from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, checked_timeout, resolve
 from fermion.errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def context_names(_: CompletionContext) -> list[str]:
 def project_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a project."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
-        return [one.name.removeprefix("projects/") for one in client.projects.list()]
+        return [text.line(one.name.removeprefix("projects/")) for one in client.projects.list()]
 
 
 def instance_names(_: CompletionContext) -> list[str]:
     """What TAB offers for an instance."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
         project = client.context.project
-        return [one.name.rsplit("/", 1)[-1] for one in client.instances.list(project)]
+        return [text.line(one.name.rsplit("/", 1)[-1]) for one in client.instances.list(project)]
 
 
 def user_names(_: CompletionContext) -> list[str]:
@@ -57,7 +57,8 @@ def cluster_names(_: CompletionContext) -> list[str]:
 def template_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a template."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
-        return [one.name.removeprefix("templates/") for one in client.instances.templates()]
+        found = client.instances.templates()
+        return [text.line(one.name.removeprefix("templates/")) for one in found]
 
 
 ProjectName = Annotated[str, Parameter(completer=project_names)]
@@ -66,6 +67,7 @@ InstanceName = Annotated[
 ]
 ClusterName = Annotated[str, Parameter(completer=cluster_names)]
 TemplateName = Annotated[str, Parameter(completer=template_names)]
+Etag = Annotated[str, Parameter(help="Only if it is still this one.")]
 OutputOption = Annotated[
     Format,
     Parameter(name=["--output", "-o"], help="How to print; json is the API's message [table]."),
@@ -97,6 +99,7 @@ class Options:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """Open a client; an error over a name says what there is by a name like it."""
+        checked_timeout("--timeout", self.timeout)
         context = resolve(self.context)
         with fermion.Client(
             context=self.context, timeout=self.timeout, positions=StoredPositions(context)
@@ -135,6 +138,6 @@ class Options:
         return parts[1], parts[3], name
 
 
-def note(text: str) -> None:
+def note(said: str) -> None:
     """Tell people something that is no answer; programs read the answer on stdout."""
-    print(text, file=sys.stderr, flush=True)
+    print(text.lines(said), file=sys.stderr, flush=True)

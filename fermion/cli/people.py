@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.projects import v1 as api
 from fermion.cli import read, show
-from fermion.cli.options import Options
+from fermion.cli.options import Etag, Options
 from fermion.cli.show import Column
 from fermion.errors import InvalidArgument
 
@@ -39,10 +39,11 @@ PlatformRole = Annotated[PlatformRoleName, Parameter(help="What one may do on th
 USERS: tuple[Column[api.User], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
     Column("PLATFORM ROLE", lambda one: _platform_role(one.platform_role)),
-    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
-    Column("MAIL", lambda one: one.email or "-"),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-", crop=True, spare=1),
+    Column("MAIL", lambda one: one.email or "-", crop=True, spare=2),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("UID", lambda one: one.uid, wide=True),
+    Column("ETAG", lambda one: one.etag, wide=True),
 )
 MEMBERS: tuple[Column[api.Member], ...] = (
     Column("USER", lambda one: show.short(one.user)),
@@ -52,21 +53,43 @@ MEMBERS: tuple[Column[api.Member], ...] = (
 )
 TOKENS: tuple[Column[api.Token], ...] = (
     Column("UID", lambda one: one.uid),
-    Column("DESCRIPTION", lambda one: one.description or "-"),
-    Column("ISSUED", lambda one: show.moment(one.create_time)),
-    Column("ENDS", lambda one: show.moment(one.expire_time)),
+    Column("DESCRIPTION", lambda one: one.description or "-", crop=True),
+    Column("ISSUED", lambda one: show.when(one.create_time), spare=1),
+    Column("ENDS", lambda one: show.when(one.expire_time)),
     Column("STATE", lambda one: "revoked" if one.revoked else "valid"),
 )
 KEYS: tuple[Column[api.SigningKey], ...] = (
     Column("KID", lambda one: one.kid),
-    Column("PUBLIC KEY", lambda one: one.public_key.hex()),
+    Column("PUBLIC KEY", lambda one: one.public_key.hex(), crop=True),
     Column("SINCE", lambda one: show.age(one.create_time)),
 )
 
 
+def _id(user: str) -> str:
+    """`ana` of `ana` or `users/ana`."""
+    return user.removeprefix("users/")
+
+
+def _token(token: str, user: str) -> tuple[str, str]:
+    """Uid and owner of a token, by its uid or its name; no owner where none is said."""
+    if "/" not in token:
+        return token, user
+    parts = token.split("/")
+    if len(parts) != 4 or (parts[0], parts[2]) != ("users", "tokens"):
+        raise read.wrong(
+            "TOKEN",
+            token,
+            "is no name of a token",
+            "Write it like tok_… or users/ana/tokens/tok_….",
+        )
+    if user and _id(user) != parts[1]:
+        raise read.wrong("USER", user, f"is not whose token it is, {parts[1]}", "Leave it out.")
+    return parts[3], parts[1]
+
+
 def _whose(client: Client, user: str) -> str:
     """The named user, else the caller; a service has no tokens of its own."""
-    found = user.removeprefix("users/") or show.short(client.users.who_am_i().user.name)
+    found = _id(user) or show.short(client.users.who_am_i().user.name)
     if not found:
         raise InvalidArgument(
             "The caller is a service, and services have no tokens here.",
@@ -120,15 +143,15 @@ def create_user(
         asked = api.User(
             display_name=display_name, email=email, platform_role=PLATFORM_ROLES[platform_role]
         )
-        made = client.users.create(user, asked)
-        show.one(made, options.output, lambda: f"User {user} is registered.")
+        made = client.users.create(_id(user), asked)
+        show.one(made, options.output, lambda: f"User {_id(user)} is registered.")
 
 
 @users.command(name="get")
 def get_user(user: str, /, *, options: Options = Options()) -> None:
     """Show one user."""
     with options.client() as client:
-        found = client.users.get(user)
+        found = client.users.get(_id(user))
         show.one(found, options.output, lambda: _details(found))
 
 
@@ -157,10 +180,11 @@ def update_user(
     display_name: DisplayName | None = None,
     email: Email | None = None,
     platform_role: PlatformRole | None = None,
+    etag: Etag = "",
     options: Options = Options(),
 ) -> None:
     """Change a user."""
-    asked, paths = api.User(name=f"users/{user}"), []
+    asked, paths = api.User(name=f"users/{_id(user)}"), []
     if display_name is not None:
         asked.display_name = display_name
         paths.append("display_name")
@@ -175,19 +199,19 @@ def update_user(
             "update", user, "names nothing to change", "Say --display-name or --email."
         )
     with options.client() as client:
-        made = client.users.update(asked, paths)
+        made = client.users.update(asked, paths, etag)
         show.one(made, options.output, lambda: _details(made))
 
 
 @users.command(name="delete")
-def delete_user(user: str, /, *, options: Options = Options()) -> None:
+def delete_user(user: str, /, *, etag: Etag = "", options: Options = Options()) -> None:
     """Take a user out for good."""
     with options.client() as client:
-        client.users.delete(user)
+        client.users.delete(_id(user), etag)
         show.one(
-            api.User(name=f"users/{user}"),
+            api.User(name=f"users/{_id(user)}"),
             options.output,
-            lambda: f"User {user} is deleted, and forgotten.",
+            lambda: f"User {_id(user)} is deleted, and forgotten.",
         )
 
 
@@ -200,8 +224,8 @@ def set_member(user: str, role: RoleName, /, *, options: Options = Options()) ->
     """Give a user a role in the project, or another one."""
     with options.client() as client:
         project = options.project_of(client)
-        made = client.members.set(project, user, ROLES[role])
-        show.one(made, options.output, lambda: f"{user} is {role} of {project}.")
+        made = client.members.set(project, _id(user), ROLES[role])
+        show.one(made, options.output, lambda: f"{_id(user)} is {role} of {project}.")
 
 
 @members.command(name="list")
@@ -221,11 +245,11 @@ def remove_member(user: str, /, *, options: Options = Options()) -> None:
     """Take a user's role in the project away."""
     with options.client() as client:
         project = options.project_of(client)
-        client.members.remove(project, user)
+        client.members.remove(project, _id(user))
         show.one(
-            api.Member(name=f"projects/{project}/members/{user}"),
+            api.Member(name=f"projects/{project}/members/{_id(user)}"),
             options.output,
-            lambda: f"{user} has no role in {project} any more.",
+            lambda: f"{_id(user)} has no role in {project} any more.",
         )
 
 
@@ -261,11 +285,11 @@ def list_tokens(user: str = "", /, *, options: Options = Options()) -> None:
 
 @tokens.command(name="revoke")
 def revoke_token(token: str, user: str = "", /, *, options: Options = Options()) -> None:
-    """End a token now."""
+    """End a token now, tok_… or users/ana/tokens/tok_…; yours unless another user is named."""
+    uid, owner = _token(token, user)
     with options.client() as client:
-        whose = _whose(client, user)
-        made = client.tokens.revoke(whose, token)
-        show.one(made, options.output, lambda: f"Token {token} is refused from now on.")
+        made = client.tokens.revoke(_whose(client, owner), uid)
+        show.one(made, options.output, lambda: f"Token {uid} is refused from now on.")
 
 
 @keys.command(name="list")

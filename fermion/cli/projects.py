@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.projects import v1 as api
 from fermion.cli import read, show
-from fermion.cli.options import Options, ProjectName
+from fermion.cli.options import Etag, Options, ProjectName
 from fermion.cli.show import Column
 from fermion.context import Contexts
 from fermion.errors import FailedPrecondition
@@ -18,8 +18,8 @@ app = App(name="projects", help="Projects.")
 COLUMNS: tuple[Column[api.Project], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
     Column("STATE", lambda one: _state(one)),
-    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
-    Column("LABELS", lambda one: show.pairs(dict(one.labels))),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-", crop=True, spare=1),
+    Column("LABELS", lambda one: show.pairs(dict(one.labels)), crop=True, spare=2),
     Column("AGE", lambda one: show.age(one.create_time)),
     Column("LEFT BY", lambda one: ", ".join(one.vacated_by) or "-", wide=True),
     Column("UID", lambda one: one.uid, wide=True),
@@ -116,7 +116,7 @@ def update(
     display_name: Annotated[str | None, Parameter(help="As shown.")] = None,
     description: Annotated[str | None, Parameter(help="Free text.")] = None,
     label: Annotated[tuple[str, ...] | None, Parameter(help="Replaces all labels.")] = None,
-    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    etag: Etag = "",
     options: Options = Options(),
 ) -> None:
     """Change display name, description or labels."""
@@ -140,18 +140,18 @@ def update(
 
 
 @app.command
-def archive(project: ProjectName, /, *, options: Options = Options()) -> None:
+def archive(project: ProjectName, /, *, etag: Etag = "", options: Options = Options()) -> None:
     """Refuse new work in a project, and stop what lives there."""
     with options.client() as client:
-        made = client.projects.archive(_id(project))
+        made = client.projects.archive(_id(project), etag)
         show.one(made, options.output, lambda: f"Project {_id(project)} is archived; it empties.")
 
 
 @app.command
-def delete(project: ProjectName, /, *, options: Options = Options()) -> None:
+def delete(project: ProjectName, /, *, etag: Etag = "", options: Options = Options()) -> None:
     """Delete an archived project in which nothing lives any more."""
     with options.client() as client:
-        client.projects.delete(_id(project))
+        client.projects.delete(_id(project), etag)
         show.one(
             api.Project(name=f"projects/{_id(project)}"),
             options.output,

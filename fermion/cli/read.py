@@ -65,6 +65,16 @@ def wrong(option: str, value: str, rule: str, next_step: str) -> InvalidArgument
     )
 
 
+def unfit(option: str, rule: str, next_step: str) -> InvalidArgument:
+    """Say which option does not go with what else was said, and what to say instead."""
+    return InvalidArgument(
+        f"{option} {rule}.",
+        reason="OPTION_INVALID",
+        violations=((option, rule),),
+        next_step=next_step,
+    )
+
+
 def size(option: str, text: str) -> int:
     """`16GiB`, `500M`, `1.5Ti` as bytes."""
     found = _SIZE.fullmatch(text.strip().lower())

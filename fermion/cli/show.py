@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import yaml
 from google.protobuf import json_format
@@ -16,13 +16,14 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from fermion.api.projects import v1 as projects
-from fermion.api.workload import v1 as workload
+from fermion.cli import table as tables
+from fermion.cli import text
+from fermion.cli.table import Title
+
+if TYPE_CHECKING:
+    from fermion.api.projects import v1 as projects
+    from fermion.api.workload import v1 as workload
 
 Item = TypeVar("Item")
 Shown = TypeVar("Shown", bound=Message)
@@ -44,11 +45,23 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Item]):
-    """One column of a table; a wide one is shown with `-o wide` alone."""
+    """
+    One column of a table; a wide one is shown with `-o wide` alone.
+
+    Where a terminal is too narrow, cells of a `crop` one are cut short, and `spare` ones are left
+    out, the highest first.
+    """
 
     title: str
     cell: Callable[[Item], str]
     wide: bool = False
+    crop: bool = False
+    spare: int = 0
+
+    @property
+    def head(self) -> Title:
+        """Its title in a table."""
+        return Title(self.title, self.crop, self.spare)
 
 
 def plain(message: Message) -> dict[str, object]:
@@ -84,16 +97,23 @@ def name_of(message: Message) -> str:
 
 def to_json(found: object) -> str:
     """JSON as every command prints it."""
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    return text.json(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def to_line(found: object) -> str:
+    """JSON on one line, as what follows changes prints it."""
+    return text.json(json.dumps(found, ensure_ascii=False))
 
 
 def to_yaml(found: object) -> str:
     """YAML as every command prints it."""
-    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-    return text.rstrip("\n")
+    # The writer of YAML takes marks of direction for letters; without them it keeps all letters.
+    letters = text.harmless(json.dumps(found, ensure_ascii=False))
+    said: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=letters)
+    return said.rstrip("\n")
 
 
-def one(message: Message, output: str, text: Callable[[], str]) -> None:
+def one(message: Message, output: str, told: Callable[[], str]) -> None:
     """Print one thing."""
     match output:
         case "json":
@@ -101,9 +121,9 @@ def one(message: Message, output: str, text: Callable[[], str]) -> None:
         case "yaml":
             print(to_yaml(plain(message)))
         case "name":
-            print(name_of(message))
+            print(text.line(name_of(message)))
         case _:
-            print(text())
+            print(text.lines(told()))
 
 
 def many(
@@ -118,14 +138,15 @@ def many(
             print(to_yaml([plain(item) for item in found]))
         case "name":
             for item in found:
-                print(name_of(item))
+                print(text.line(name_of(item)))
         case _ if not found:
             print(nothing, file=sys.stderr)
         case _:
             chosen = chosen_of(columns, output)
-            table(
-                [column.title for column in chosen],
+            tables.show(
+                [column.head for column in chosen],
                 [[column.cell(item) for column in chosen] for item in found],
+                whole=output == "wide",
             )
 
 
@@ -134,25 +155,12 @@ def chosen_of(columns: Sequence[Column[Item]], output: str) -> list[Column[Item]
     return [column for column in columns if output == "wide" or not column.wide]
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on a terminal, and plain columns in a pipe, however long they are."""
-    if sys.stdout.isatty():
-        Console(highlight=False, markup=False).print(_drawn(titles, rows))
-        return
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-
-
-def _drawn(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for title in titles:
-        made.add_column(title, overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+def table(
+    titles: Sequence[str | Title], rows: Sequence[Sequence[str]], output: str = "table"
+) -> None:
+    """Print a table that is no list of messages."""
+    heads = [Title(title) if isinstance(title, str) else title for title in titles]
+    tables.show(heads, rows, whole=output == "wide")
 
 
 class Board(Generic[Shown]):
@@ -166,13 +174,12 @@ class Board(Generic[Shown]):
         self._columns = chosen_of(columns, output)
         self._output = output
         self._rows: dict[str, Sequence[str]] = {}
-        self._live: Live | None = None
-        if output in ("table", "wide") and sys.stdout.isatty():
-            self._live = Live(console=Console(highlight=False, markup=False), auto_refresh=False)
+        live = output in ("table", "wide") and sys.stdout.isatty()
+        self._screen = tables.Screen() if live else None
 
     def __enter__(self) -> Board[Shown]:
-        if self._live is not None:
-            self._live.start()
+        if self._screen is not None:
+            self._screen.begin()
         return self
 
     def __exit__(
@@ -181,33 +188,36 @@ class Board(Generic[Shown]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._screen is not None:
+            self._screen.end()
 
     def put(self, change: str, item: Shown, gone: bool) -> None:
         """Show a change of one thing."""
         match self._output:
             case "json":
-                print(json.dumps(plain(item), ensure_ascii=False), flush=True)
+                print(to_line(plain(item)), flush=True)
             case "yaml":
                 print(f"---\n{to_yaml(plain(item))}", flush=True)
             case "name":
-                print(name_of(item), flush=True)
-            case _ if self._live is None:
+                print(text.line(name_of(item)), flush=True)
+            case _ if self._screen is None:
                 cells = [short(name_of(item))] if gone else [c.cell(item) for c in self._columns]
-                print(f"{change.lower():<8}  {'  '.join(cells)}", flush=True)
+                row = "  ".join(map(text.line, cells))
+                print(f"{change.lower():<8}  {row}", flush=True)
             case _:
                 if gone:
                     self._rows.pop(name_of(item), None)
                 else:
                     self._rows[name_of(item)] = [column.cell(item) for column in self._columns]
-                titles = [column.title for column in self._columns]
-                self._live.update(_drawn(titles, self._rows.values()), refresh=True)
+                heads = [column.head for column in self._columns]
+                self._screen.draw(heads, list(self._rows.values()), self._output == "wide")
 
 
 def details(pairs_: Iterable[tuple[str, str]]) -> str:
     """One fact a line, where there is one to tell."""
-    return "\n".join(f"  {title:<14}{value}" for title, value in pairs_ if value and value != "-")
+    return "\n".join(
+        text.line(f"  {title:<14}{value}") for title, value in pairs_ if value and value != "-"
+    )
 
 
 def short(name: str) -> str:
@@ -221,10 +231,10 @@ def enum(name: str) -> str:
 
 
 def sentence(reason: workload.Reason) -> str:
-    """A reason as people say it; empty where there is none."""
+    """A reason as people say it, on one line; empty where there is none."""
     if not reason.code:
         return ""
-    said = reason.message.rstrip(".") or reason.code
+    said = text.line(reason.message.rstrip(".") or reason.code)
     return _SENTENCES.get(reason.code, said[:1].lower() + said[1:])
 
 
@@ -286,12 +296,12 @@ def age(stamp: Timestamp) -> str:
 
 def span(duration: Duration) -> str:
     """A time span as `read.duration` reads it."""
-    left, text = duration.ToSeconds(), ""
+    left, found = duration.ToSeconds(), ""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= length:
-            text += f"{left // length}{unit}"
+            found += f"{left // length}{unit}"
             left %= length
-    return text or "0s"
+    return found or "0s"
 
 
 def moment(stamp: Timestamp) -> str:
@@ -300,6 +310,16 @@ def moment(stamp: Timestamp) -> str:
         return "-"
     at = stamp.ToDatetime(tzinfo=UTC).astimezone()
     return at.isoformat(sep=" ", timespec="milliseconds")
+
+
+def when(stamp: Timestamp) -> str:
+    """A time in a table: short on a terminal, whole in a pipe."""
+    if not stamp.seconds or not sys.stdout.isatty():
+        return moment(stamp)
+    at, now = stamp.ToDatetime(tzinfo=UTC).astimezone(), datetime.now(UTC).astimezone()
+    if at.date() == now.date():
+        return f"{at:%H:%M:%S}"
+    return f"{at:%m-%d %H:%M:%S}" if at.year == now.year else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def pairs(values: dict[str, str]) -> str:

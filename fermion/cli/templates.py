@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
 from fermion.cli import read, show
-from fermion.cli.options import Options, TemplateName
+from fermion.cli.options import Etag, Options, TemplateName
 from fermion.cli.show import Column
 
 app = App(name="templates", help="Pre-configured kinds of instances.")
@@ -17,14 +17,14 @@ app = App(name="templates", help="Pre-configured kinds of instances.")
 COLUMNS: tuple[Column[api.Template], ...] = (
     Column("NAME", lambda one: show.short(one.name)),
     Column("KIND", lambda one: show.enum(api.Kind.Name(one.kind)).lower()),
-    Column("IMAGE", lambda one: one.spec.image or "-"),
-    Column("GPU", lambda one: show.cores(one.spec.resources.gpu_milli)),
-    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli)),
-    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes)),
+    Column("IMAGE", lambda one: one.spec.image or "-", crop=True),
+    Column("GPU", lambda one: show.cores(one.spec.resources.gpu_milli), spare=1),
+    Column("CPU", lambda one: show.cores(one.spec.resources.cpu_milli), spare=2),
+    Column("MEMORY", lambda one: show.size(one.spec.resources.memory_bytes), spare=3),
     Column("STORAGE", lambda one: show.size(one.spec.resources.storage_bytes), wide=True),
     Column("COMMAND", lambda one: " ".join(one.spec.command) or "-", wide=True),
     Column("OFFERED", lambda one: "no" if one.hidden else "yes", wide=True),
-    Column("DISPLAY NAME", lambda one: one.display_name or "-"),
+    Column("DISPLAY NAME", lambda one: one.display_name or "-", crop=True, spare=4),
 )
 
 
@@ -62,7 +62,7 @@ def set_(
             allow_leading_hyphen=True,
         ),
     ],
-    etag: Annotated[str, Parameter(help="Only if it is still this one.")] = "",
+    etag: Etag = "",
     options: Options = Options(),
 ) -> None:
     """Replace a template as a whole, or add it."""

@@ -23,11 +23,14 @@ class Listing:
     """
     Every replica that the cluster has and was not told to forget.
 
-    All that happened before `began` is in it; a run that is open was alive at its `proof`.
+    All that was there before `began` is in it, and all that happened before `told`; a run that is
+    open was alive at its `proof`.
     """
 
     began: datetime
     replicas: tuple[ReplicaObservation, ...]
+    # Never after `began`; before it where a witness has not written down for a while. None: `began`.
+    told: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,14 @@ class Cluster(Protocol):
         self, replica: str, command: Sequence[str], *, tty: bool, rows: int = 24, columns: int = 80
     ) -> AbstractAsyncContextManager[Session]:
         """Run a command inside a replica that runs; left, it is killed. Gone, Unhonoured."""
+        ...
+
+    async def access(self, replica: str) -> Mapping[str, str]:
+        """
+        How the ports of a replica that runs are opened, by name; Gone where it does not run.
+
+        A URL with the token that the program asks for where HTTP is spoken, else host:port.
+        """
         ...
 
     async def usage(self) -> Mapping[str, Usage]:

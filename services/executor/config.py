@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from chassis.config import setting
 from chassis.refusals import Invalid, Violation
+
+# So long the use of replicas is kept.
+USAGE_KEPT: Final = timedelta(hours=1)
 
 _UID: Final = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
@@ -22,6 +26,11 @@ class Settings:
     )
     root: Path = setting(
         "FERMION_EXECUTOR_ROOT", Path(), "Folder of the local cluster: replicas, volumes, images."
+    )
+    key: Path = setting(
+        "FERMION_EXECUTOR_KEY",
+        Path(),
+        "File with the secret that the tokens of replicas, e.g. of notebooks, are made from.",
     )
     simulate_gpus: int = setting(
         "FERMION_EXECUTOR_SIMULATE_GPUS",

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis.envelope import Recorded
 from chassis.journal import Write
 from chassis.postgres import Record
+from chassis.workloads import CRASH_LOOP_BACKOFF
 from fermion.api.executor import v1 as shown
 from fermion.api.workload import v1 as api
 from services.executor.aggregate import Fact
@@ -39,7 +40,7 @@ def project(record: Recorded) -> Sequence[Write]:
                 _time(fact.witness.occurred_time),
             )
         case api.ReplicaPending():
-            backoff = fact.reason.code == "BACKOFF"
+            backoff = fact.reason.code == CRASH_LOOP_BACKOFF
             state = shown.REPLICA_STATE_BACKOFF if backoff else shown.REPLICA_STATE_PENDING
             return _write(
                 "hold_replica", fact.uid, state, _bytes(fact.reason), shown.REPLICA_STATE_DRAINING

@@ -33,7 +33,7 @@ from fermion.api.workload import v1 as api
 from services.executor import aggregate, observation
 from services.executor.aggregate import Known, Volume, Wanted, Work
 from services.executor.cluster import Away, Cluster, Listing, Unhonoured
-from services.executor.config import Settings
+from services.executor.config import USAGE_KEPT, Settings
 from services.executor.observation import Replica, ReplicaObservation
 
 # So long nothing may happen before everything is looked at again.
@@ -44,7 +44,6 @@ TOLD_SECONDS_MAX: Final = 0.05
 AGAIN_SECONDS: Final = 0.2
 # Older proofs are named as such; a shim proves its replica each second.
 PROOF_SLACK: Final = timedelta(seconds=3)
-USAGE_KEPT: Final = timedelta(hours=1)
 META: Final = Meta(actor=f"service:{aggregate.SERVICE}")
 
 State = TypeVar("State")

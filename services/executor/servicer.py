@@ -25,7 +25,7 @@ from fermion.api.executor.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
 from services.executor import projection
 from services.executor.cluster import Away, Cluster, Gone, LogEntry, Session, Unhonoured
-from services.executor.reconciler import USAGE_KEPT
+from services.executor.config import USAGE_KEPT
 
 # Chunks that are sent as one message, where they are there already.
 CHUNKS_MAX: Final = 200
@@ -186,7 +186,25 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
         except Away as error:
             raise _away(error) from error
         except Unhonoured as error:
-            raise Refused(error.reason.code, error.reason.message, field=error.field) from error
+            raise Refused(
+                "EXEC_NOT_HONOURED",
+                f"This cluster cannot run that inside a replica: {error.reason.message}",
+                next_step="Leave out what it cannot honour.",
+                field=error.field,
+                why=error.reason.code,
+            ) from error
+
+    async def GetAccess(
+        self, request: api.GetAccessRequest, context: Context
+    ) -> api.GetAccessResponse:
+        """Tell how the ports of a replica are opened; the token is made for the answer, and kept nowhere."""
+        replica = await self._running(request.owner, request.replica)
+        try:
+            return api.GetAccessResponse(urls=await self._cluster.access(replica.uid))
+        except Gone as error:
+            raise _not_running(request.owner) from error
+        except Away as error:
+            raise _away(error) from error
 
     async def ListUsage(
         self, request: api.ListUsageRequest, context: Context

@@ -4,7 +4,8 @@ All rules of a development environment: what it is, what it becomes, what may be
 An instance is started any number of times; each start is an attempt, and each attempt is one
 workload that is declared, and withdrawn when the instance shall stop. Nothing here waits: a stop
 asks for the end of the workload, and what comes next (stopped, the next attempt, deleted) is
-decided when the scheduler or the executor reports that it has ended.
+decided when the scheduler or the executor reports that it has ended. Its files lie in a volume
+that is declared with the first attempt, outlives all of them, and goes with the instance.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from chassis.editing import must_be_seen
 from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place, Release
 from chassis.refusals import Exists, Missing, Refused, Violation
+from chassis.workloads import CRASH_LOOP_BACKOFF
 from fermion.api.instances import v1 as api
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from services.instances import spec as rules
 from services.instances import template as templates
 from services.instances.config import Settings
+from services.instances.runs import Runs, because, failure
 from services.instances.spec import PREFIX
 
 SERVICE: Final = "instances"
 GRACE: Final = Duration(seconds=30)
+# Where a replica finds the files that outlive it.
+WORKSPACE: Final = "/workspace"
 
 LIVING: Final = frozenset(
     {api.STATE_PENDING, api.STATE_STARTING, api.STATE_RUNNING, api.STATE_STOPPING}
@@ -45,8 +50,17 @@ InstanceFact: TypeAlias = (
     | api.InstanceStopRequested
     | api.InstanceRestartRequested
     | api.InstanceQueued
+    | api.InstanceAdmitted
+    | api.InstancePreparing
+    | api.InstanceStarted
+    | api.InstanceReady
+    | api.InstanceUnready
+    | api.InstanceRunEnded
+    | api.InstanceBackedOff
+    | api.InstanceDraining
     | api.InstanceStopped
     | api.InstanceFailed
+    | api.InstanceVolumeEnded
     | api.InstanceDeleteRequested
     | api.InstanceDeleted
 )
@@ -58,6 +72,8 @@ Fact: TypeAlias = (
     | workload.WorkloadDeclared
     | workload.WorkloadWithdrawn
     | workload.WorkloadRelabelled
+    | workload.VolumeDeclared
+    | workload.VolumeWithdrawn
 )
 
 
@@ -83,10 +99,18 @@ class Instance:
     state_time: datetime | None = None
     attempt: int = 0
     workload_uid: str = ""
+    # What is known of the attempt's runs.
+    runs: Runs = Runs()
     desired: api.State.ValueType = api.STATE_UNSPECIFIED
     # Why it was told to stop last.
     cause: workload.Cause.ValueType = workload.CAUSE_UNSPECIFIED
+    # Whether its executor ends it and nobody here asked for that: how it ended decides what it is then.
+    draining: bool = False
     pending_restart: bool = False
+    # The volume that holds its files; empty where none is declared.
+    volume_uid: str = ""
+    # Volumes that it has had and that are gone.
+    volumes_ended: int = 0
     deleting: bool = False
     deleted: bool = False
     create_time: datetime | None = None
@@ -192,17 +216,68 @@ def evolve(instance: Instance, fact: InstanceFact, at: datetime) -> Instance:
                 phase=api.PHASE_DECLARED,
                 attempt=fact.attempt,
                 workload_uid=fact.workload_uid,
+                runs=Runs(),
                 desired=api.STATE_RUNNING,
                 cause=workload.CAUSE_UNSPECIFIED,
+                draining=False,
                 pending_restart=False,
+                volume_uid=fact.volume_uid,
             )
         case api.InstanceQueued():
             return replace(instance, phase=api.PHASE_QUEUED, reason=fact.reason)
+        case api.InstanceAdmitted():
+            return _in_state(instance, api.STATE_STARTING, at)
+        case api.InstancePreparing():
+            return replace(
+                _in_state(instance, api.STATE_STARTING, at),
+                phase=api.PHASE_PREPARING,
+                reason=fact.reason,
+                runs=instance.runs.waiting(fact.replica_uid, fact.n),
+            )
+        case api.InstanceStarted():
+            state = api.STATE_STARTING if fact.probed else api.STATE_RUNNING
+            return replace(
+                _in_state(instance, state, at),
+                runs=instance.runs.began(
+                    fact.replica_uid, fact.run, fact.restarts, dict(fact.addresses)
+                ),
+            )
+        case api.InstanceReady():
+            return replace(
+                _in_state(instance, api.STATE_RUNNING, at),
+                runs=replace(instance.runs, readies=fact.n),
+            )
+        case api.InstanceUnready():
+            return replace(
+                _in_state(instance, api.STATE_RUNNING, at),
+                phase=api.PHASE_UNREADY,
+                reason=fact.reason,
+                runs=replace(instance.runs, unreadies=fact.n),
+            )
+        case api.InstanceRunEnded():
+            why = fact.reason if fact.HasField("reason") else None
+            return replace(instance, runs=instance.runs.ended(fact.exit_code, fact.signal, why))
+        case api.InstanceBackedOff():
+            return replace(
+                _in_state(instance, api.STATE_STARTING, at),
+                phase=api.PHASE_BACKOFF,
+                reason=fact.reason,
+                runs=instance.runs.waiting(fact.replica_uid, fact.n),
+            )
+        case api.InstanceDraining():
+            return replace(
+                _in_state(instance, api.STATE_STOPPING, at),
+                reason=fact.reason if fact.HasField("reason") else None,
+                desired=api.STATE_STOPPED,
+                cause=fact.cause,
+                draining=True,
+            )
         case api.InstanceStopRequested():
             return replace(
                 _in_state(instance, api.STATE_STOPPING, at),
                 desired=api.STATE_STOPPED,
                 cause=fact.cause,
+                draining=False,
             )
         case api.InstanceRestartRequested():
             return replace(
@@ -214,6 +289,8 @@ def evolve(instance: Instance, fact: InstanceFact, at: datetime) -> Instance:
         case api.InstanceStopped():
             return replace(
                 _in_state(instance, api.STATE_STOPPED, at),
+                reason=fact.reason if fact.HasField("reason") else None,
+                runs=instance.runs.closed(),
                 desired=api.STATE_STOPPED,
                 pending_restart=False,
             )
@@ -221,12 +298,17 @@ def evolve(instance: Instance, fact: InstanceFact, at: datetime) -> Instance:
             return replace(
                 _in_state(instance, api.STATE_FAILED, at),
                 reason=fact.reason,
+                runs=instance.runs.closed(),
                 desired=api.STATE_STOPPED,
                 pending_restart=False,
             )
+        case api.InstanceVolumeEnded():
+            return replace(instance, volume_uid="", volumes_ended=instance.volumes_ended + 1)
         case api.InstanceDeleteRequested():
+            # What has ended already stays what it is until it is gone.
+            ending = _in_state(instance, api.STATE_STOPPING, at) if instance.lives else instance
             return replace(
-                _in_state(instance, api.STATE_STOPPING, at),
+                ending,
                 desired=api.STATE_STOPPED,
                 cause=workload.CAUSE_DELETE,
                 deleting=True,
@@ -282,8 +364,17 @@ def place(fact: Message) -> Place:
             | api.InstanceStopRequested()
             | api.InstanceRestartRequested()
             | api.InstanceQueued()
+            | api.InstanceAdmitted()
+            | api.InstancePreparing()
+            | api.InstanceStarted()
+            | api.InstanceReady()
+            | api.InstanceUnready()
+            | api.InstanceRunEnded()
+            | api.InstanceBackedOff()
+            | api.InstanceDraining()
             | api.InstanceStopped()
             | api.InstanceFailed()
+            | api.InstanceVolumeEnded()
             | api.InstanceDeleteRequested()
         ):
             return Place(f"instance/{fact.uid}", fact.project)
@@ -291,6 +382,10 @@ def place(fact: Message) -> Place:
             return Place(f"workload/{fact.workload.uid}", fact.workload.project)
         case workload.WorkloadWithdrawn() | workload.WorkloadRelabelled():
             return Place(f"workload/{fact.uid}", fact.project)
+        case workload.VolumeDeclared():
+            return Place(f"volume/{fact.volume.uid}", fact.volume.project)
+        case workload.VolumeWithdrawn():
+            return Place(f"volume/{fact.uid}", fact.project)
         case api.ProjectClosed():
             return Place(f"project/{fact.project}", fact.project)
         case projects.ProjectVacated():
@@ -388,14 +483,14 @@ def restart(now: Situation, *, user: str, etag: str = "") -> list[Fact]:
 
 
 def delete(now: Situation, *, etag: str = "") -> list[Fact]:
-    """Delete what does not live at once, and what lives when it has stopped."""
+    """Stop what lives; once nothing runs its volume is withdrawn, and it is gone when that is."""
     instance = _existing(now.instance, etag)
     if instance.deleting:
         return []
     requested = api.InstanceDeleteRequested(uid=instance.uid, project=instance.project)
     if instance.lives:
         return [requested, *_withdrawal(instance, workload.CAUSE_DELETE)]
-    return [requested, _deleted(instance)]
+    return [requested, *_cleared(instance)]
 
 
 def change(
@@ -405,7 +500,7 @@ def change(
     Change what a caller set: the named paths, or all that `asked` sets where none is named.
 
     Labels, display name and description apply at once. A changed spec applies at the next start,
-    and what lives shows that it waits for one.
+    and what lives shows that it waits for one. The size of a volume that is there never changes.
     """
     instance = _existing(now.instance, etag)
     _must_be_kept(instance)
@@ -417,6 +512,8 @@ def change(
         spec=instance.spec,
     )
     wanted = rules.changed(present, asked, paths, filling, policy)
+    if instance.volume_uid:
+        rules.keep_storage(present.spec, asked.spec, wanted.spec)
     if wanted == present:
         return []
     follows_later = wanted.spec != instance.spec
@@ -457,27 +554,224 @@ def queue(now: Situation, *, attempt: int, reason: workload.Reason) -> list[Fact
 
 def refuse(now: Situation, *, attempt: int, reason: workload.Reason) -> list[Fact]:
     """
-    The scheduler says that the attempt will never run.
+    The scheduler says that the attempt will never run, or the executor that no cluster honours it.
 
-    After a withdrawal that is its end, and what was asked for meanwhile happens now; otherwise
-    nobody asked for it, and the instance has failed.
+    After a stop that is its end, and what was asked for meanwhile happens now; otherwise nobody
+    asked for it, and the instance has failed.
     """
     instance = now.instance
     if not _is_about(instance, attempt):
         return []
-    if instance.state != api.STATE_STOPPING:
+    if instance.state == api.STATE_STOPPING:
+        return _over(now, instance.cause)
+    return [_failed(instance, reason)]
+
+
+def admit(now: Situation, *, attempt: int, cluster: str) -> list[Fact]:
+    """The scheduler says that it may run; said again with other labels it is nothing new."""
+    instance = now.instance
+    if not _is_about(instance, attempt) or instance.state != api.STATE_PENDING:
+        return []
+    return [
+        api.InstanceAdmitted(
+            uid=instance.uid, project=instance.project, attempt=attempt, cluster=cluster
+        )
+    ]
+
+
+def reject(now: Situation, *, workload_uid: str, field: str, reason: workload.Reason) -> list[Fact]:
+    """The executor says that its cluster cannot honour a field."""
+    instance = now.instance
+    if workload_uid != instance.workload_uid:
+        return []
+    told = workload.Reason()
+    told.CopyFrom(reason)
+    if field:
+        told.arguments.setdefault("field", field)
+    return refuse(now, attempt=instance.attempt, reason=told)
+
+
+def prepare(
+    now: Situation, *, workload_uid: str, replica: str, n: int, reason: workload.Reason
+) -> list[Fact]:
+    """
+    The executor says why its replica does not run: not yet, or not again yet.
+
+    Of what is done before the first run only the kind is told: its progress is not said again.
+    """
+    instance, again = now.instance, reason.code == CRASH_LOOP_BACKOFF
+    if not _goes_on(instance, workload_uid) or not instance.runs.waits(replica, n, again):
+        return []
+    if again:
         return [
-            api.InstanceFailed(
-                uid=instance.uid, project=instance.project, attempt=attempt, reason=reason
+            api.InstanceBackedOff(
+                uid=instance.uid,
+                project=instance.project,
+                attempt=instance.attempt,
+                reason=reason,
+                replica_uid=replica,
+                n=n,
             )
         ]
-    if instance.deleting:
-        return [_deleted(instance)]
-    if instance.desired == api.STATE_RUNNING and not now.project.closed:
-        return _next_attempt(instance)
+    told = instance.reason if instance.phase == api.PHASE_PREPARING else None
+    same = replica == instance.runs.replica
+    if same and told is not None and told.code == reason.code:
+        return []
     return [
-        api.InstanceStopped(
-            uid=instance.uid, project=instance.project, attempt=attempt, cause=instance.cause
+        api.InstancePreparing(
+            uid=instance.uid,
+            project=instance.project,
+            attempt=instance.attempt,
+            reason=reason,
+            replica_uid=replica,
+            n=n,
+        )
+    ]
+
+
+def begin(
+    now: Situation,
+    *,
+    workload_uid: str,
+    replica: str,
+    run: int,
+    addresses: Mapping[str, str],
+) -> list[Fact]:
+    """The executor says that a run began; without a check of its readiness it is ready now."""
+    instance, runs, probes = now.instance, now.instance.runs, now.instance.probes
+    if not _goes_on(instance, workload_uid) or not runs.begins(replica, run):
+        return []
+    return [
+        api.InstanceStarted(
+            uid=instance.uid,
+            project=instance.project,
+            attempt=instance.attempt,
+            run=run,
+            addresses=addresses,
+            replica_uid=replica,
+            probed=probes.HasField("readiness") or probes.HasField("startup"),
+            restarts=runs.restarts_with(replica, run),
+        )
+    ]
+
+
+def serve(now: Situation, *, workload_uid: str, replica: str, n: int) -> list[Fact]:
+    """The executor says that its readiness check passes."""
+    instance = now.instance
+    if not _runs(instance, workload_uid, replica) or n <= instance.runs.readies:
+        return []
+    if instance.state == api.STATE_RUNNING and instance.phase != api.PHASE_UNREADY:
+        return []
+    return [
+        api.InstanceReady(uid=instance.uid, project=instance.project, attempt=instance.attempt, n=n)
+    ]
+
+
+def falter(
+    now: Situation, *, workload_uid: str, replica: str, n: int, reason: workload.Reason
+) -> list[Fact]:
+    """The executor says that its readiness check does not pass any more."""
+    instance = now.instance
+    if not _runs(instance, workload_uid, replica) or n <= instance.runs.unreadies:
+        return []
+    if instance.state != api.STATE_RUNNING or instance.phase == api.PHASE_UNREADY:
+        return []
+    return [
+        api.InstanceUnready(
+            uid=instance.uid,
+            project=instance.project,
+            attempt=instance.attempt,
+            reason=reason,
+            n=n,
+        )
+    ]
+
+
+def end(
+    now: Situation,
+    *,
+    workload_uid: str,
+    replica: str,
+    run: int,
+    exit_code: int,
+    signal: int,
+    reason: workload.Reason | None,
+) -> list[Fact]:
+    """The executor says how a run ended; whether another follows is said apart."""
+    instance = now.instance
+    if not instance.lives or workload_uid != instance.workload_uid:
+        return []
+    if not instance.runs.ends(replica, run):
+        return []
+    return [
+        api.InstanceRunEnded(
+            uid=instance.uid,
+            project=instance.project,
+            attempt=instance.attempt,
+            run=run,
+            exit_code=exit_code,
+            signal=signal,
+            reason=reason,
+        )
+    ]
+
+
+def drain(
+    now: Situation, *, workload_uid: str, replica: str, cause: workload.Cause.ValueType
+) -> list[Fact]:
+    """The executor ends its replica; where a stop was asked for that is no news."""
+    instance = now.instance
+    if not _goes_on(instance, workload_uid) or replica in instance.runs.past:
+        return []
+    return [
+        api.InstanceDraining(
+            uid=instance.uid,
+            project=instance.project,
+            attempt=instance.attempt,
+            cause=cause,
+            reason=because(cause),
+        )
+    ]
+
+
+def finish(
+    now: Situation,
+    *,
+    attempt: int,
+    outcome: workload.Outcome.ValueType,
+    cause: workload.Cause.ValueType,
+) -> list[Fact]:
+    """
+    The executor says that no replica lives and none will come.
+
+    Where a stop was asked for, what was asked for meanwhile happens now. Where it was not, the
+    instance has failed, unless it ended with success or the platform ended it.
+    """
+    instance = now.instance
+    if not _is_about(instance, attempt):
+        return []
+    if instance.state == api.STATE_STOPPING and not _drained_only(instance):
+        return _over(now, cause or instance.cause)
+    why = failure(instance.runs, outcome, cause)
+    return [_stopped(instance, cause) if why is None else _failed(instance, why)]
+
+
+def lose_volume(
+    now: Situation, *, volume_uid: str, reason: workload.Reason | None = None
+) -> list[Fact]:
+    """
+    Its volume is gone, or will never be: what is being deleted has nothing left now.
+
+    Where nobody asked for that, the next attempt declares another one.
+    """
+    instance = now.instance
+    if instance.deleted or not instance.uid or volume_uid != instance.volume_uid:
+        return []
+    if instance.deleting and not instance.lives:
+        return [_deleted(instance)]
+    return [
+        api.InstanceVolumeEnded(
+            uid=instance.uid, project=instance.project, volume_uid=volume_uid, reason=reason
         )
     ]
 
@@ -536,6 +830,10 @@ def declared(instance: Instance, attempt: int) -> workload.Workload:
         restart=spec.restart_policy,
         purchase=workload.PURCHASE_ANY,
     )
+    volume_uid = _mounted(instance)
+    if volume_uid:
+        files = workload.Mount.Volume(volume_uid=volume_uid, size_bytes=asked.storage_bytes)
+        group.mounts.add(path=WORKSPACE, volume=files)
     return workload.Workload(
         uid=ids.workload(instance.uid, "", attempt),
         owner=instance.name,
@@ -572,6 +870,9 @@ def view(instance: Instance) -> api.Instance:
             workload_uid=instance.workload_uid,
             desired_state=instance.desired,
             pending_restart=instance.pending_restart,
+            exit_code=instance.runs.exit_code,
+            restarts=instance.runs.restarts,
+            addresses=instance.runs.addresses,
         ),
         owner=instance.owner,
         etag=str(instance.generation),
@@ -618,10 +919,10 @@ def _in_state(instance: Instance, state: api.State.ValueType, at: datetime) -> I
 
 
 def _shown_phase(instance: Instance) -> api.Phase.ValueType:
-    if instance.state != api.STATE_STOPPING:
-        return instance.phase
     if instance.deleting:
         return api.PHASE_DELETING
+    if instance.state != api.STATE_STOPPING:
+        return instance.phase
     if instance.desired == api.STATE_RUNNING:
         return api.PHASE_RESTARTING
     return api.PHASE_UNSPECIFIED
@@ -631,15 +932,58 @@ def _is_about(instance: Instance, attempt: int) -> bool:
     return instance.lives and instance.attempt == attempt
 
 
+def _goes_on(instance: Instance, workload_uid: str) -> bool:
+    """Whether a report is about the present attempt, and that is not told to end."""
+    stopping = instance.state == api.STATE_STOPPING
+    return instance.lives and not stopping and instance.workload_uid == workload_uid
+
+
+def _runs(instance: Instance, workload_uid: str, replica: str) -> bool:
+    runs = instance.runs
+    return _goes_on(instance, workload_uid) and runs.open and runs.replica == replica
+
+
+def _drained_only(instance: Instance) -> bool:
+    """Whether it stops because its executor ends it, and nobody has wanted anything else since."""
+    wanted = instance.deleting or instance.desired == api.STATE_RUNNING
+    return instance.draining and not wanted
+
+
 def _next_attempt(instance: Instance) -> list[Fact]:
-    attempt = instance.attempt + 1
+    attempt, volume_uid = instance.attempt + 1, _mounted(instance)
     work = declared(instance, attempt)
-    return [
+    said: list[Fact] = [
         api.InstanceAttemptDeclared(
-            uid=instance.uid, project=instance.project, attempt=attempt, workload_uid=work.uid
-        ),
-        workload.WorkloadDeclared(workload=work),
+            uid=instance.uid,
+            project=instance.project,
+            attempt=attempt,
+            workload_uid=work.uid,
+            volume_uid=volume_uid,
+        )
     ]
+    if volume_uid != instance.volume_uid:
+        volume = workload.Volume(
+            uid=volume_uid,
+            owner=work.owner,
+            owner_uid=work.owner_uid,
+            project=work.project,
+            user=work.user,
+            kind=work.kind,
+            labels=work.labels,
+            size_bytes=instance.spec.resources.storage_bytes,
+        )
+        said.append(workload.VolumeDeclared(volume=volume))
+    return [*said, workload.WorkloadDeclared(workload=work)]
+
+
+def _mounted(instance: Instance) -> str:
+    """Tell the volume that the next attempt mounts: the one that is there, or the one to declare."""
+    if instance.volume_uid or not instance.spec.resources.storage_bytes:
+        return instance.volume_uid
+    if not instance.volumes_ended:
+        return ids.derived("vol", instance.uid)
+    # One that has ended never comes back, so its successor is another one.
+    return ids.derived("vol", instance.uid, str(instance.volumes_ended + 1))
 
 
 def _withdrawal(instance: Instance, cause: workload.Cause.ValueType) -> list[Fact]:
@@ -648,6 +992,45 @@ def _withdrawal(instance: Instance, cause: workload.Cause.ValueType) -> list[Fac
     return [
         workload.WorkloadWithdrawn(
             uid=instance.workload_uid, project=instance.project, cause=cause, grace=GRACE
+        )
+    ]
+
+
+def _over(now: Situation, cause: workload.Cause.ValueType) -> list[Fact]:
+    """What was told to end has ended: now comes what was asked for."""
+    instance = now.instance
+    if instance.deleting and instance.volume_uid:
+        return [_stopped(instance, workload.CAUSE_DELETE), *_cleared(instance)]
+    if instance.deleting:
+        return _cleared(instance)
+    if instance.desired == api.STATE_RUNNING and not now.project.closed:
+        return _next_attempt(instance)
+    return [_stopped(instance, cause)]
+
+
+def _stopped(instance: Instance, cause: workload.Cause.ValueType) -> api.InstanceStopped:
+    return api.InstanceStopped(
+        uid=instance.uid,
+        project=instance.project,
+        attempt=instance.attempt,
+        cause=cause,
+        reason=because(cause),
+    )
+
+
+def _failed(instance: Instance, reason: workload.Reason) -> api.InstanceFailed:
+    return api.InstanceFailed(
+        uid=instance.uid, project=instance.project, attempt=instance.attempt, reason=reason
+    )
+
+
+def _cleared(instance: Instance) -> list[Fact]:
+    """Nothing runs any more: the files go, and the instance with them."""
+    if not instance.volume_uid:
+        return [_deleted(instance)]
+    return [
+        workload.VolumeWithdrawn(
+            uid=instance.volume_uid, project=instance.project, cause=workload.CAUSE_DELETE
         )
     ]
 

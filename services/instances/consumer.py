@@ -1,10 +1,10 @@
-"""What instances do because of what others said: the scheduler, projects, and this service itself."""
+"""What instances do because of what others said: scheduler, executors, projects, and this service."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias, assert_never
 
 from chassis.envelope import Recorded
 from chassis.postgres import Database
@@ -15,19 +15,32 @@ from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from services.instances import aggregate
 
-# Uids of instances; the scheduler's journal is about everybody's workloads.
+# Uids of instances; the journals of scheduler and executors are about everybody's workloads.
 PREFIX: Final = "inst_"
+
+Decide: TypeAlias = Callable[[aggregate.Situation], Sequence[aggregate.Fact]]
+
+# What an executor says of one replica, but for its start: the workload is all that it names.
+ReplicaReport: TypeAlias = (
+    workload.ReplicaPending
+    | workload.ReplicaReady
+    | workload.ReplicaUnready
+    | workload.ReplicaEnded
+    | workload.ReplicaDraining
+)
 
 
 class SchedulerReports:
-    """Follows what becomes of the attempts that this service declared."""
+    """Follows what becomes of the attempts and volumes that this service declared."""
 
     name = "instances/scheduler"
     source = "scheduler"
     handles = frozenset(
         {
             workload.WorkloadQueued.DESCRIPTOR.full_name,
+            workload.WorkloadAdmitted.DESCRIPTOR.full_name,
             workload.WorkloadRefused.DESCRIPTOR.full_name,
+            workload.VolumeRefused.DESCRIPTOR.full_name,
         }
     )
 
@@ -40,8 +53,96 @@ class SchedulerReports:
             case workload.WorkloadRefused(owner_uid=uid, project=project) as said if _ours(uid):
                 decide = partial(aggregate.refuse, attempt=said.attempt, reason=said.reason)
                 return [_on_instance(uid, project, decide)]
+            case workload.WorkloadAdmitted() as said if _ours(said.workload.owner_uid):
+                uid, project = said.workload.owner_uid, said.workload.project
+                attempt = said.workload.attempt
+                decide = partial(aggregate.admit, attempt=attempt, cluster=said.cluster)
+                return [_on_instance(uid, project, decide)]
+            case workload.VolumeRefused(owner_uid=uid, project=project) as said if _ours(uid):
+                decide = partial(aggregate.lose_volume, volume_uid=said.uid, reason=said.reason)
+                return [_on_instance(uid, project, decide)]
             case _:
                 return []
+
+
+class ExecutorReports:
+    """
+    Follows what clusters made of the attempts and volumes: one reader of each executor's journal.
+
+    Most of what is said of a replica names its workload alone. The rows tell whose present attempt
+    that is: it was declared, with its row, before any executor could hear of it. A workload that is
+    nobody's present attempt is another module's, or late.
+    """
+
+    name = "instances/executor"
+    source = "executor"
+    handles = frozenset(
+        {
+            workload.WorkloadRejected.DESCRIPTOR.full_name,
+            workload.WorkloadFinished.DESCRIPTOR.full_name,
+            workload.ReplicaPending.DESCRIPTOR.full_name,
+            workload.ReplicaStarted.DESCRIPTOR.full_name,
+            workload.ReplicaReady.DESCRIPTOR.full_name,
+            workload.ReplicaUnready.DESCRIPTOR.full_name,
+            workload.ReplicaEnded.DESCRIPTOR.full_name,
+            workload.ReplicaDraining.DESCRIPTOR.full_name,
+            workload.VolumeRejected.DESCRIPTOR.full_name,
+            workload.VolumeDeleted.DESCRIPTOR.full_name,
+        }
+    )
+
+    def __init__(self, database: Database, queries: Queries) -> None:
+        self._database = database
+        self._queries = queries
+
+    async def react(self, fact: Recorded) -> Sequence[Reaction]:
+        """Decide on the instance whose attempt or volume it is; nothing where it is no instance's."""
+        match fact.message:
+            case workload.ReplicaStarted() as said if _ours(said.subject.owner_uid):
+                begin = partial(
+                    aggregate.begin,
+                    workload_uid=said.subject.workload,
+                    replica=said.uid,
+                    run=said.run,
+                    addresses=dict(said.addresses),
+                )
+                return [_on_instance(said.subject.owner_uid, said.subject.project, begin)]
+            case workload.WorkloadFinished(owner_uid=uid, project=project) as said if _ours(uid):
+                finish = partial(
+                    aggregate.finish,
+                    attempt=said.attempt,
+                    outcome=said.outcome,
+                    cause=said.cause,
+                )
+                return [_on_instance(uid, project, finish)]
+            case workload.VolumeRejected(owner_uid=uid, project=project) as said if _ours(uid):
+                lose = partial(aggregate.lose_volume, volume_uid=said.uid, reason=said.reason)
+                return [_on_instance(uid, project, lose)]
+            case workload.VolumeDeleted(owner_uid=uid, project=project) as said if _ours(uid):
+                lose = partial(aggregate.lose_volume, volume_uid=said.uid)
+                return [_on_instance(uid, project, lose)]
+            case workload.WorkloadRejected() as said:
+                reject = partial(
+                    aggregate.reject,
+                    workload_uid=said.uid,
+                    field=said.field,
+                    reason=said.reason,
+                )
+                return await self._on_present(said.uid, reject)
+            case (
+                workload.ReplicaPending()
+                | workload.ReplicaReady()
+                | workload.ReplicaUnready()
+                | workload.ReplicaEnded()
+                | workload.ReplicaDraining()
+            ) as said:
+                return await self._on_present(said.workload, _replica(said))
+            case _:
+                return []
+
+    async def _on_present(self, workload_uid: str, decide: Decide) -> Sequence[Reaction]:
+        row = await self._database.fetchrow(self._queries["find_workload"], workload_uid)
+        return [] if row is None else [_on_instance(row["uid"], row["project"], decide)]
 
 
 class ProjectReports:
@@ -118,9 +219,45 @@ def _ours(uid: str) -> bool:
     return uid.startswith(PREFIX)
 
 
-def _on_instance(
-    uid: str, project: str, decide: Callable[[aggregate.Situation], Sequence[aggregate.Fact]]
-) -> Reaction:
+def _replica(said: ReplicaReport) -> Decide:
+    """Choose the decision on what an executor says of a replica."""
+    about, replica = said.workload, said.uid
+    match said:
+        case workload.ReplicaPending():
+            return partial(
+                aggregate.prepare,
+                workload_uid=about,
+                replica=replica,
+                n=said.n,
+                reason=said.reason,
+            )
+        case workload.ReplicaReady():
+            return partial(aggregate.serve, workload_uid=about, replica=replica, n=said.n)
+        case workload.ReplicaUnready():
+            return partial(
+                aggregate.falter,
+                workload_uid=about,
+                replica=replica,
+                n=said.n,
+                reason=said.reason,
+            )
+        case workload.ReplicaEnded():
+            return partial(
+                aggregate.end,
+                workload_uid=about,
+                replica=replica,
+                run=said.run,
+                exit_code=said.exit,
+                signal=said.signal,
+                reason=said.reason if said.HasField("reason") else None,
+            )
+        case workload.ReplicaDraining():
+            return partial(aggregate.drain, workload_uid=about, replica=replica, cause=said.cause)
+        case _:
+            assert_never(said)
+
+
+def _on_instance(uid: str, project: str, decide: Decide) -> Reaction:
     return Reaction((f"instance/{uid}", f"project/{project}"), aggregate.fold_situation, decide)
 
 

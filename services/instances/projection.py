@@ -14,13 +14,14 @@ from chassis.postgres import Record
 from fermion.api.instances import v1 as api
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
-from services.instances import aggregate
+from services.instances import aggregate, runs
 from services.instances.aggregate import Fact, Instance
+from services.instances.runs import Runs
 from services.instances.spec import PREFIX
 
 
 def project(record: Recorded) -> Sequence[Write]:
-    """Choose the writes of one fact; those about workloads have no row here."""
+    """Choose the writes of one fact; those about workloads and volumes have no row here."""
     fact, at = cast(Fact, record.message), record.record_time
     match fact:
         case api.InstanceCreated():
@@ -72,21 +73,47 @@ def project(record: Recorded) -> Sequence[Write]:
             )
         case api.InstanceQueued():
             return _write("queue_instance", fact.uid, api.PHASE_QUEUED, _bytes(fact.reason), at)
+        case api.InstanceAdmitted():
+            state, phase, none = api.STATE_STARTING, api.PHASE_UNSPECIFIED, None
+            return _write("show_instance", fact.uid, state, phase, none, at)
+        case api.InstancePreparing():
+            state, phase, why = api.STATE_STARTING, api.PHASE_PREPARING, _bytes(fact.reason)
+            return _write("show_instance", fact.uid, state, phase, why, at)
+        case api.InstanceStarted():
+            state = api.STATE_STARTING if fact.probed else api.STATE_RUNNING
+            addresses = _json(dict(fact.addresses))
+            return _write("begin_run", fact.uid, state, fact.restarts, addresses, at)
+        case api.InstanceReady():
+            state, phase, none = api.STATE_RUNNING, api.PHASE_UNSPECIFIED, None
+            return _write("show_instance", fact.uid, state, phase, none, at)
+        case api.InstanceUnready():
+            state, phase, why = api.STATE_RUNNING, api.PHASE_UNREADY, _bytes(fact.reason)
+            return _write("show_instance", fact.uid, state, phase, why, at)
+        case api.InstanceRunEnded():
+            return _write("end_run", fact.uid, runs.shown(fact.exit_code, fact.signal), at)
+        case api.InstanceBackedOff():
+            state, phase, why = api.STATE_STARTING, api.PHASE_BACKOFF, _bytes(fact.reason)
+            return _write("show_instance", fact.uid, state, phase, why, at)
+        case api.InstanceDraining():
+            state, stopped, given = api.STATE_STOPPING, api.STATE_STOPPED, _given(fact)
+            return _write("stop_instance", fact.uid, state, given, stopped, at)
         case api.InstanceStopRequested():
-            stopped, deleting = api.STATE_STOPPED, False
-            return _write("stop_instance", fact.uid, api.STATE_STOPPING, stopped, deleting, at)
+            state, none, stopped = api.STATE_STOPPING, None, api.STATE_STOPPED
+            return _write("stop_instance", fact.uid, state, none, stopped, at)
         case api.InstanceRestartRequested():
-            running, deleting = api.STATE_RUNNING, False
-            return _write("stop_instance", fact.uid, api.STATE_STOPPING, running, deleting, at)
+            state, none, running = api.STATE_STOPPING, None, api.STATE_RUNNING
+            return _write("stop_instance", fact.uid, state, none, running, at)
         case api.InstanceDeleteRequested():
-            stopped, deleting = api.STATE_STOPPED, True
-            return _write("stop_instance", fact.uid, api.STATE_STOPPING, stopped, deleting, at)
+            living, state, stopped = sorted(aggregate.LIVING), api.STATE_STOPPING, api.STATE_STOPPED
+            return _write("delete_instance", fact.uid, living, state, stopped, at)
         case api.InstanceStopped():
-            stopped, reason = api.STATE_STOPPED, None
-            return _write("end_instance", fact.uid, stopped, reason, stopped, at)
+            stopped, given = api.STATE_STOPPED, _given(fact)
+            return _write("end_instance", fact.uid, stopped, given, stopped, at)
         case api.InstanceFailed():
-            stopped, reason_bytes = api.STATE_STOPPED, _bytes(fact.reason)
-            return _write("end_instance", fact.uid, api.STATE_FAILED, reason_bytes, stopped, at)
+            state, why, stopped = api.STATE_FAILED, _bytes(fact.reason), api.STATE_STOPPED
+            return _write("end_instance", fact.uid, state, why, stopped, at)
+        case api.InstanceVolumeEnded():
+            return _write("touch_instance", fact.uid, at)
         case api.InstanceDeleted():
             return _write("remove_instance", fact.uid)
         case api.TemplateSet():
@@ -100,6 +127,8 @@ def project(record: Recorded) -> Sequence[Write]:
             workload.WorkloadDeclared()
             | workload.WorkloadWithdrawn()
             | workload.WorkloadRelabelled()
+            | workload.VolumeDeclared()
+            | workload.VolumeWithdrawn()
         ):
             return []
         case _:
@@ -125,6 +154,11 @@ def resource(row: Record) -> api.Instance:
             state_time=row["state_time"],
             attempt=row["attempt"],
             workload_uid=row["workload_uid"],
+            runs=Runs(
+                exit_code=row["exit_code"],
+                restarts=row["restarts"],
+                addresses=json.loads(row["addresses"]),
+            ),
             desired=row["desired"],
             pending_restart=row["pending_restart"],
             deleting=row["deleting"],
@@ -148,5 +182,9 @@ def _bytes(message: Message) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def _json(labels: dict[str, str]) -> str:
-    return json.dumps(labels, sort_keys=True)
+def _given(fact: api.InstanceDraining | api.InstanceStopped) -> bytes | None:
+    return _bytes(fact.reason) if fact.HasField("reason") else None
+
+
+def _json(words: dict[str, str]) -> str:
+    return json.dumps(words, sort_keys=True)

@@ -24,7 +24,7 @@ UPDATE instance
 UPDATE instance
    SET state = $2, phase = $3, reason = NULL, attempt = $4, workload_uid = $5, desired = $6,
        state_time = CASE state WHEN $2 THEN state_time ELSE $7 END, pending_restart = false,
-       update_time = $7
+       exit_code = NULL, restarts = 0, addresses = '{}', update_time = $7
  WHERE uid = $1;
 
 -- queue_instance: Show why it waits.
@@ -32,16 +32,47 @@ UPDATE instance
    SET phase = $2, reason = $3, update_time = $4
  WHERE uid = $1;
 
--- stop_instance: Show that it is told to end, and what is wanted then.
+-- show_instance: Show how far its attempt has come, and why it is no further.
 UPDATE instance
-   SET state = $2, phase = 0, reason = NULL, desired = $3, deleting = deleting OR $4,
+   SET state = $2, phase = $3, reason = $4,
        state_time = CASE state WHEN $2 THEN state_time ELSE $5 END, update_time = $5
+ WHERE uid = $1;
+
+-- begin_run: Show that a run began, and where it is reached.
+UPDATE instance
+   SET state = $2, phase = 0, reason = NULL, restarts = $3, addresses = $4::text::jsonb,
+       state_time = CASE state WHEN $2 THEN state_time ELSE $5 END, update_time = $5
+ WHERE uid = $1;
+
+-- end_run: Show how a run ended.
+UPDATE instance
+   SET exit_code = $2, addresses = '{}', update_time = $3
+ WHERE uid = $1;
+
+-- stop_instance: Show that it is told to end, why where nobody asked for that, and what is wanted then.
+UPDATE instance
+   SET state = $2, phase = 0, reason = $3, desired = $4,
+       state_time = CASE state WHEN $2 THEN state_time ELSE $5 END, update_time = $5
+ WHERE uid = $1;
+
+-- delete_instance: Show that it will be gone; what lives is told to end, anything else stays what it is.
+UPDATE instance
+   SET state = CASE WHEN state = ANY ($2::integer[]) THEN $3 ELSE state END,
+       phase = CASE WHEN state = ANY ($2::integer[]) THEN 0 ELSE phase END,
+       reason = CASE WHEN state = ANY ($2::integer[]) THEN NULL ELSE reason END,
+       state_time = CASE WHEN state = ANY ($2::integer[]) AND state <> $3 THEN $5 ELSE state_time END,
+       desired = $4, deleting = true, update_time = $5
  WHERE uid = $1;
 
 -- end_instance: Show that it has ended, and why where nobody asked for that.
 UPDATE instance
-   SET state = $2, phase = 0, reason = $3, desired = $4, pending_restart = false,
+   SET state = $2, phase = 0, reason = $3, desired = $4, pending_restart = false, addresses = '{}',
        state_time = CASE state WHEN $2 THEN state_time ELSE $5 END, update_time = $5
+ WHERE uid = $1;
+
+-- touch_instance: Show when something was said of it last.
+UPDATE instance
+   SET update_time = $2
  WHERE uid = $1;
 
 -- remove_instance: Take the row of a deleted instance away.
@@ -89,6 +120,11 @@ SELECT uid, project, instance
 SELECT *
   FROM instance
  WHERE uid = ANY ($1::text[]);
+
+-- find_workload: Find whose present attempt a workload is.
+SELECT uid, project
+  FROM instance
+ WHERE workload_uid = $1;
 
 -- find_project: Read all instances of a project.
 SELECT *

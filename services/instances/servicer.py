@@ -187,7 +187,7 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
     async def DeleteInstance(
         self, request: api.DeleteInstanceRequest, context: Context
     ) -> api.DeleteInstanceResponse:
-        """Delete it, at once where it does not live, else when it has stopped."""
+        """Delete it: it is there until it has stopped and its files are gone."""
         decide = partial(aggregate.delete, etag=request.etag)
         after = await self._decide_on(request, context, request.name, decide)
         return api.DeleteInstanceResponse(instance=aggregate.view(after.instance))

@@ -179,6 +179,30 @@ def changed(
     return following
 
 
+def keep_storage(present: api.Spec, asked: api.Spec, wanted: api.Spec) -> None:
+    """
+    Hold a changed spec to the volume that is there; `Invalid` where another size is asked for.
+
+    Where none is asked for and the template's would be filled in, the present one stays.
+    """
+    there = present.resources.storage_bytes
+    if wanted.resources.storage_bytes == there:
+        return
+    size = asked.resources.storage_bytes
+    if size:
+        raise invalid(
+            "instance",
+            [
+                Violation(
+                    "instance.spec.resources.storage_bytes",
+                    f"is {size}, and its files lie in a volume of {there} bytes, whose size never changes",
+                    "resources.storage_bytes.fixed",
+                )
+            ],
+        )
+    wanted.resources.storage_bytes = there
+
+
 def invalid(subject: str, violations: Sequence[Violation]) -> Invalid:
     """Make the refusal of a request whose fields break rules of this service."""
     first = violations[0]

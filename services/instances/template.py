@@ -136,7 +136,15 @@ def first(policy: Settings) -> list[api.Template]:
                 resources=resources,
                 ports=[workload.Port(name="jupyter", number=8888, protocol=http)],
                 command=["jupyter", "lab"],
-                args=["--no-browser", "--ip=0.0.0.0", "--port=$(FERMION_PORT_JUPYTER)"],
+                # Its port is taken or it ends: behind another one nobody would look for it. The token
+                # comes from the cluster, in JUPYTER_TOKEN.
+                args=[
+                    "--no-browser",
+                    "--allow-root",
+                    "--ip=127.0.0.1",
+                    "--port=$(FERMION_PORT_JUPYTER)",
+                    "--ServerApp.port_retries=0",
+                ],
                 restart_policy=again,
                 probes=workload.Probes(
                     readiness=workload.Probe(

@@ -15,7 +15,12 @@ from fermion.api.workload.v1 import events_pb2 as workload
 from services.instances import aggregate, projection
 from services.instances import template as templates
 from services.instances.config import Settings
-from services.instances.consumer import OwnFacts, ProjectReports, SchedulerReports
+from services.instances.consumer import (
+    ExecutorReports,
+    OwnFacts,
+    ProjectReports,
+    SchedulerReports,
+)
 from services.instances.servicer import InstanceServicer
 from services.instances.spec import PREFIX
 
@@ -50,6 +55,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         consumers=(
             SchedulerReports(),
+            ExecutorReports(kernel.database, kernel.queries),
             ProjectReports(kernel.database, kernel.queries),
             OwnFacts(kernel.database, kernel.queries),
         ),
@@ -61,7 +67,7 @@ TARGET = Target(
     name=aggregate.SERVICE,
     folder=Path(__file__).parent,
     events=(events_pb2.DESCRIPTOR, workload.DESCRIPTOR, projects.DESCRIPTOR),
-    reads=("projects", "scheduler"),
+    reads=("projects", "scheduler", "executor"),
     settings=Settings,
     book=Book(aggregate.place, projection.project),
     wire=wire,

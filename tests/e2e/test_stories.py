@@ -165,6 +165,14 @@ def test_the_last_admin_of_a_project_stays(stage: Stage, project: str) -> None:
         (("instances", "get", "nobody"), 3, "nobody"),
         (("instances", "list", "--filter", "colour=red"), 2, "filter"),
         (("instances", "lst"), 2, "list"),
+        (
+            ("instances", "create", "x", "--kind", "notebook", "--template", "notebok"),
+            2,
+            "notebook?",
+        ),
+        (("instances", "list", "--timeout", "-1"), 2, "--timeout"),
+        (("events", "list", "--journal", "foo/0"), 3, "JOURNAL_NOT_HERE"),
+        (("users", "get", "users/nobody"), 3, "no user 'nobody'"),
         (("instnces", "list"), 2, "instances"),
     ],
 )
@@ -218,6 +226,8 @@ def test_the_past_of_an_instance_can_be_asked_for(stage: Stage, project: str) ->
     order = ["InstanceCreated", "WorkloadDeclared", "WorkloadQueued", "WorkloadWithdrawn"]
     assert [history.find(word) for word in order] == sorted(history.find(word) for word in order)
     assert "service:scheduler" in history
+    nowhere = stage.cli("events", "list", "past", "-p", project, "--journal", "foo/0")
+    assert (nowhere.code, "JOURNAL_NOT_HERE" in nowhere.err) == (3, True)
 
 
 def test_the_past_of_a_deleted_instance_can_be_asked_for_also_when_its_name_is_used_again(
@@ -249,6 +259,19 @@ def test_the_past_of_a_deleted_instance_can_be_asked_for_also_when_its_name_is_u
     shown = stage.ok("instances", "get", "ga", "--as-of", then, "-p", project, "-o", "json").json()
     assert isinstance(shown, dict)
     assert shown["uid"] == uid
+
+
+def test_facts_of_no_project_are_shown_to_platform_admins(stage: Stage) -> None:
+    user = f"u{uuid.uuid4().hex[:8]}"
+    stage.ok("users", "create", user)
+    listed = stage.ok("events", "list", "--platform").out
+    for fact in ("SigningKeyAdded", "UserRegistered", "PlatformRoleSet", "TemplateSet"):
+        assert fact in listed
+    assert f"user={user}" in listed
+    issued = stage.ok("tokens", "create", user, "-o", "json").json()
+    assert isinstance(issued, dict)
+    as_user = {"FERMION_ADDRESS": stage.address, "FERMION_TOKEN": str(issued["signed_token"])}
+    assert stage.cli("events", "list", "--platform", environment=as_user).code == 4
 
 
 def test_a_watcher_sees_every_change_once_and_resumes_where_it_ended(

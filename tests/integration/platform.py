@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from chassis.embedded import Home, Keys, free_port
 from chassis.process import Process
+from chassis.service import Target
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import UserServiceStub
 from services.serve import TARGETS
@@ -120,13 +121,14 @@ async def running(
     nats: NatsServer,
     folder: Path,
     *,
-    services: Sequence[str] = tuple(TARGETS),
+    services: Sequence[str] = (),
+    targets: Mapping[str, Target] = TARGETS,
     **settings: str,
 ) -> AsyncIterator[Platform]:
     """Start services, all of them unless some are named, and stop them at the end."""
     home = Home(folder)
     home.prepare()
-    keys = Keys.prepare(home, tuple(TARGETS))
+    keys = Keys.prepare(home, tuple(targets))
     port = free_port()
     environment = {
         "FERMION_POSTGRES_DSN": dsn,
@@ -140,7 +142,7 @@ async def running(
         "FERMION_ADMIN": keys.admin_uid,
         **settings,
     }
-    process = Process(TARGETS, services, environment)
+    process = Process(targets, services or tuple(targets), environment)
     task = asyncio.create_task(process.run(), name="platform")
     ready = asyncio.create_task(process.ready.wait(), name="platform ready")
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)

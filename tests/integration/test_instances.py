@@ -20,8 +20,11 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.scheduler import v1 as scheduler
 from fermion.api.scheduler.v1.service_pb2_grpc import QueueServiceStub
+from fermion.api.workload import v1 as workload
+from services.serve import TARGETS
 from tests.integration.platform import Platform, running, told, until
-from tests.servers import NatsServer
+from tests.integration.voices import Voice, enrol
+from tests.servers import CLUSTER, NatsServer
 
 PARENT = "projects/acme"
 NAME = f"{PARENT}/instances/dev-1"
@@ -90,14 +93,59 @@ class Acme:
         return list((await self.call(self.queue.ListQueuedWorkloads, request)).workloads)
 
 
+class Cast(Acme):
+    """The project, and a scheduler and an executor that say what a test tells them to."""
+
+    def __init__(self, platform: Platform, scheduler: Voice, executor: Voice) -> None:
+        super().__init__(platform)
+        self.scheduler = scheduler
+        self.executor = executor
+
+    async def declared(self, name: str = NAME) -> workload.Workload:
+        """The workload of the present attempt, as the instance has declared it."""
+        uid = (await self.get(name)).status.workload_uid
+        (first, *_) = await self.facts(f"workload/{uid}")
+        return workload.WorkloadDeclared.FromString(first.data).workload
+
+    async def facts(self, stream: str) -> list[journal.Record]:
+        """What instances said in a stream."""
+        request = journal.ListFactsRequest(journal="instances/0", project=PARENT, stream=stream)
+        listed = JournalServiceStub(self.platform.channel).ListFacts
+        return list((await self.call(listed, request)).records)
+
+    async def withdrawn(self, work: workload.Workload) -> str:
+        """Wait until the volume of a workload is withdrawn, and tell its uid."""
+        uid = work.groups[0].mounts[0].volume.volume_uid
+        await until(
+            lambda: self.facts(f"volume/{uid}"),
+            lambda found: found[-1].type.endswith(".VolumeWithdrawn"),
+            "the volume was not withdrawn",
+        )
+        return uid
+
+
 @pytest.fixture
 async def acme(database: str, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Acme]:
-    async with running(database, nats_server, tmp_path) as platform:
+    targets = {**TARGETS, "executor": Voice("executor", CLUSTER).target}
+    async with running(database, nats_server, tmp_path, targets=targets) as platform:
         acme = Acme(platform)
         await acme.call(
             acme.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
         )
         yield acme
+
+
+@pytest.fixture
+async def cast(database: str, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Cast]:
+    voices = Voice("scheduler"), Voice("executor", CLUSTER)
+    targets = {**TARGETS, **{voice.name: voice.target for voice in voices}}
+    async with running(database, nats_server, tmp_path, targets=targets) as platform:
+        cast = Cast(platform, *voices)
+        await enrol(database)
+        await cast.call(
+            cast.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
+        )
+        yield cast
 
 
 async def test_a_life_from_creation_to_deletion(acme: Acme) -> None:
@@ -166,7 +214,8 @@ async def test_an_operator_lowers_the_limits_by_settings(
     database: str, nats_server: NatsServer, tmp_path: Path
 ) -> None:
     settings = {"FERMION_INSTANCES_CPU_MIN": "100", "FERMION_INSTANCES_MEMORY_MIN": "1000000"}
-    async with running(database, nats_server, tmp_path, **settings) as platform:
+    targets = {**TARGETS, "executor": Voice("executor", CLUSTER).target}
+    async with running(database, nats_server, tmp_path, targets=targets, **settings) as platform:
         acme = Acme(platform)
         await acme.call(
             acme.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
@@ -279,8 +328,8 @@ async def test_a_watch_goes_on_where_it_was_left(acme: Acme) -> None:
     assert (stopped.instance.name, stopped.instance.status.state) == (NAME, api.STATE_STOPPED)
     await acme.call(acme.instances.DeleteInstance, api.DeleteInstanceRequest(name=NAME))
     request.resume_token = stopped.resume_token
-    (gone,) = await _watched(acme, request, 1)
-    assert gone.change == api.WatchInstancesResponse.CHANGE_DELETED
+    *deleting, gone = await _watched(acme, request)
+    assert {change.instance.status.phase for change in deleting} <= {api.PHASE_DELETING}
     assert gone.instance == api.Instance(name=NAME, uid=stopped.instance.uid)
 
 
@@ -344,15 +393,265 @@ async def test_templates_are_there_at_once_and_edited_as_data(acme: Acme) -> Non
     assert (await acme.call(acme.instances.GetTemplate, read)).template == changed
 
 
+# What runs: facts in the journals of a scheduler and of an executor, and what callers see of them.
+
+
+async def test_an_instance_follows_its_attempt_from_admission_to_its_end(cast: Cast) -> None:
+    await cast.create()
+    work = await cast.declared()
+    await cast.scheduler.say(_queued(work))
+    await cast.queued()
+    await cast.scheduler.say(workload.WorkloadAdmitted(workload=work, cluster=CLUSTER))
+    await cast.becomes(api.STATE_STARTING)
+    replica = Replica(work)
+    await cast.executor.say(replica.pending("IMAGE_BUILDING"))
+    building = await cast.becomes(api.STATE_STARTING, api.PHASE_PREPARING)
+    assert building.status.reason.code == "IMAGE_BUILDING"
+    await cast.executor.say(replica.started(0))
+    await cast.becomes(api.STATE_STARTING)
+    await cast.executor.say(replica.ready(1))
+    ran = await cast.becomes(api.STATE_RUNNING)
+    assert dict(ran.status.addresses) == {"jupyter": "127.0.0.1:20000"}
+    await cast.executor.say(replica.unready(1))
+    await cast.becomes(api.STATE_RUNNING, api.PHASE_UNREADY)
+    await cast.executor.say(replica.ended(0, exit=3), replica.pending("CRASH_LOOP_BACKOFF"))
+    crashed = await cast.becomes(api.STATE_STARTING, api.PHASE_BACKOFF)
+    assert (crashed.status.exit_code, dict(crashed.status.addresses)) == (3, {})
+    await cast.executor.say(replica.started(1), replica.ready(2))
+    again = await cast.becomes(api.STATE_RUNNING)
+    assert (again.status.restarts, again.status.exit_code) == (1, 3)
+    await cast.executor.say(replica.draining(workload.CAUSE_MAX_DURATION))
+    stopping = await cast.becomes(api.STATE_STOPPING)
+    assert stopping.status.reason.code == "MAX_DURATION"
+    await cast.executor.say(
+        replica.ended(1, signal=15), _finished(work, workload.CAUSE_MAX_DURATION)
+    )
+    stopped = await cast.becomes(api.STATE_STOPPED)
+    assert (stopped.status.reason.code, stopped.status.exit_code) == ("MAX_DURATION", 143)
+    # The past is what was seen then, and rows that are folded anew are the same.
+    for seen in (building, ran, crashed, again, stopping, stopped):
+        then = api.GetInstanceRequest(name=NAME, as_of_time=seen.update_time)
+        assert (await cast.call(cast.instances.GetInstance, then)).instance == seen
+    rebuilt = await cast.call(
+        JournalServiceStub(cast.platform.channel).RebuildProjection,
+        journal.RebuildProjectionRequest(journal="instances/0"),
+    )
+    assert rebuilt.live_hash == rebuilt.rebuilt_hash
+    assert await cast.get() == stopped
+
+
+async def test_the_executor_may_be_heard_before_the_scheduler(cast: Cast) -> None:
+    await cast.create()
+    work = await cast.declared()
+    replica = Replica(work)
+    await cast.executor.say(replica.started(0), replica.ready(1))
+    ran = await cast.becomes(api.STATE_RUNNING)
+    await cast.scheduler.say(
+        _queued(work), workload.WorkloadAdmitted(workload=work, cluster=CLUSTER)
+    )
+    # Said after them in the same journal, so once it is heard they are heard, too.
+    await cast.create("other")
+    await cast.scheduler.say(_queued(await cast.declared(f"{PARENT}/instances/other")))
+    await until(
+        lambda: cast.get(f"{PARENT}/instances/other"),
+        lambda found: found.status.phase == api.PHASE_QUEUED,
+        "the scheduler was not heard",
+    )
+    assert await cast.get() == ran
+
+
+async def test_what_runs_of_other_modules_concerns_no_instance(cast: Cast) -> None:
+    await cast.create()
+    work = await cast.declared()
+    job = workload.Workload(
+        uid="wkl_job", owner="projects/acme/trainingJobs/j", owner_uid="job_1", project="acme"
+    )
+    theirs = Replica(job)
+    await cast.executor.say(
+        theirs.pending("IMAGE_BUILDING"),
+        theirs.started(0),
+        theirs.ready(1),
+        theirs.unready(1),
+        theirs.ended(0),
+        theirs.draining(workload.CAUSE_USER_STOP),
+        workload.WorkloadRejected(uid="wkl_job", project="acme"),
+        _finished(job),
+        Replica(work).started(0),
+    )
+    await cast.becomes(api.STATE_STARTING)
+    assert await _parked(cast) == []
+
+
+async def test_a_field_that_a_cluster_does_not_honour_is_a_failure(cast: Cast) -> None:
+    await cast.create()
+    work = await cast.declared()
+    reason = workload.Reason(code="IMAGE_NOT_HONOURED", arguments={"image": "jupyterlab"})
+    await cast.executor.say(
+        workload.WorkloadRejected(
+            uid=work.uid, field="groups[0].image", reason=reason, project="acme"
+        ),
+        _finished(work, outcome=workload.OUTCOME_REJECTED),
+    )
+    failed = await cast.becomes(api.STATE_FAILED)
+    assert failed.status.reason.code == "IMAGE_NOT_HONOURED"
+    assert dict(failed.status.reason.arguments) == {
+        "image": "jupyterlab",
+        "field": "groups[0].image",
+    }
+
+
+async def test_files_outlive_attempts_and_go_with_the_instance(cast: Cast) -> None:
+    await cast.create()
+    first = await cast.declared()
+    await cast.executor.say(Replica(first).started(0), _finished(first))
+    await cast.becomes(api.STATE_STOPPED)
+    await cast.call(cast.instances.StartInstance, api.StartInstanceRequest(name=NAME))
+    second = await cast.declared()
+    (mount,) = second.groups[0].mounts
+    assert (second.attempt, mount) == (2, first.groups[0].mounts[0])
+    await cast.call(cast.instances.DeleteInstance, api.DeleteInstanceRequest(name=NAME))
+    await cast.becomes(api.STATE_STOPPING, api.PHASE_DELETING)
+    assert len(await cast.facts(f"volume/{mount.volume.volume_uid}")) == 1
+    await cast.executor.say(_finished(second, workload.CAUSE_DELETE))
+    await cast.becomes(api.STATE_STOPPED, api.PHASE_DELETING)
+    gone = await cast.withdrawn(second)
+    # Until its files are gone the name is its own.
+    refusal = await cast.refusal(cast.instances.CreateInstance, _again())
+    assert refusal.reason == "INSTANCE_EXISTS"
+    owner_uid = second.owner_uid
+    await cast.executor.say(workload.VolumeDeleted(uid=gone, owner_uid=owner_uid, project="acme"))
+    await until(cast.is_gone, bool, "was not deleted")
+    assert (await cast.create()).uid != owner_uid
+
+
+async def test_volumes_do_not_keep_an_archived_project_and_go_with_it(cast: Cast) -> None:
+    await cast.create()
+    work = await cast.declared()
+    await cast.call(cast.projects.ArchiveProject, projects.ArchiveProjectRequest(name=PARENT))
+    await cast.becomes(api.STATE_STOPPING)
+    await cast.executor.say(_finished(work))
+    await cast.becomes(api.STATE_STOPPED)
+
+    async def project() -> projects.Project:
+        request = projects.GetProjectRequest(name=PARENT)
+        return (await cast.call(cast.projects.GetProject, request)).project
+
+    await until(project, lambda found: "instances" in found.vacated_by, "was not vacated")
+    assert await cast.names() == ["dev-1"]
+    await cast.call(cast.projects.DeleteProject, projects.DeleteProjectRequest(name=PARENT))
+    gone = await cast.withdrawn(work)
+    await cast.scheduler.say(
+        workload.VolumeRefused(uid=gone, owner_uid=work.owner_uid, project="acme")
+    )
+    await until(cast.said, lambda said: "InstanceDeleted" in said, "something was left")
+
+
+class Replica:
+    """A replica of a workload, and what an executor says of it."""
+
+    def __init__(self, work: workload.Workload) -> None:
+        self._work = work
+        self._uid = f"rep_of_{work.uid}"
+        self._pendings = 0
+
+    def pending(self, code: str) -> workload.ReplicaPending:
+        self._pendings += 1
+        return workload.ReplicaPending(
+            uid=self._uid,
+            workload=self._work.uid,
+            reason=workload.Reason(code=code),
+            project=self._work.project,
+            n=self._pendings,
+        )
+
+    def started(self, run: int) -> workload.ReplicaStarted:
+        subject = workload.Subject(
+            project=self._work.project,
+            owner=self._work.owner,
+            owner_uid=self._work.owner_uid,
+            workload=self._work.uid,
+            attempt=self._work.attempt,
+        )
+        addresses = {"jupyter": f"127.0.0.1:{20000 + run}"}
+        return workload.ReplicaStarted(uid=self._uid, subject=subject, run=run, addresses=addresses)
+
+    def ready(self, n: int) -> workload.ReplicaReady:
+        return workload.ReplicaReady(
+            uid=self._uid, workload=self._work.uid, project=self._work.project, n=n
+        )
+
+    def unready(self, n: int) -> workload.ReplicaUnready:
+        return workload.ReplicaUnready(
+            uid=self._uid, workload=self._work.uid, project=self._work.project, n=n
+        )
+
+    def ended(self, run: int, exit: int = 0, signal: int = 0) -> workload.ReplicaEnded:
+        return workload.ReplicaEnded(
+            uid=self._uid,
+            workload=self._work.uid,
+            run=run,
+            exit=exit,
+            signal=signal,
+            project=self._work.project,
+        )
+
+    def draining(self, cause: workload.Cause.ValueType) -> workload.ReplicaDraining:
+        return workload.ReplicaDraining(
+            uid=self._uid, workload=self._work.uid, cause=cause, project=self._work.project
+        )
+
+
+def _queued(work: workload.Workload) -> workload.WorkloadQueued:
+    return workload.WorkloadQueued(
+        uid=work.uid,
+        reason=workload.Reason(code="NO_CLUSTER"),
+        owner_uid=work.owner_uid,
+        attempt=work.attempt,
+        workload=work,
+        project=work.project,
+    )
+
+
+def _finished(
+    work: workload.Workload,
+    cause: workload.Cause.ValueType = workload.CAUSE_USER_STOP,
+    outcome: workload.Outcome.ValueType = workload.OUTCOME_STOPPED,
+) -> workload.WorkloadFinished:
+    return workload.WorkloadFinished(
+        uid=work.uid,
+        owner_uid=work.owner_uid,
+        attempt=work.attempt,
+        outcome=outcome,
+        cause=cause,
+        project=work.project,
+    )
+
+
+def _again() -> api.CreateInstanceRequest:
+    return api.CreateInstanceRequest(
+        parent=PARENT,
+        instance_id="dev-1",
+        instance=api.Instance(spec=api.Spec(kind=api.KIND_NOTEBOOK)),
+    )
+
+
+async def _parked(cast: Cast) -> list[journal.ParkedFact]:
+    request = journal.ListParkedFactsRequest(journal="instances/0")
+    listed = JournalServiceStub(cast.platform.channel).ListParkedFacts
+    return list((await cast.call(listed, request)).facts)
+
+
 async def _watched(
-    acme: Acme, request: api.WatchInstancesRequest, count: int
+    acme: Acme, request: api.WatchInstancesRequest, count: int | None = None
 ) -> list[api.WatchInstancesResponse]:
+    """Watch for so many answers; without a number, until something is gone."""
     found: list[api.WatchInstancesResponse] = []
     call = acme.instances.WatchInstances(request, metadata=acme.platform.metadata)
     async with asyncio.timeout(20):
         async for answer in call:
             found.append(answer)
-            if len(found) == count:
+            gone = answer.change == api.WatchInstancesResponse.CHANGE_DELETED
+            if len(found) == count or (count is None and gone):
                 break
     call.cancel()
     return found

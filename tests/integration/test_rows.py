@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from chassis.commit import execute_writes
 from chassis.embedded import Postgres
 from chassis.envelope import Recorded
 from chassis.journal import Write
-from chassis.migrations import migrate
+from chassis.migrations import apply, migrate
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
+from fermion.api.instances import v1 as instance_api
 from services.instances import aggregate as instances
 from services.instances import projection as instance_rows
 from services.projects import aggregate as projects
@@ -24,12 +25,21 @@ from services.projects import enrolment
 from services.projects import projection as project_rows
 from services.scheduler import aggregate as scheduler
 from services.scheduler import projection as queue_rows
-from tests.unit.services.instances.life import HISTORIES, UID, Life
+from tests.unit.services.instances.life import (
+    HISTORIES,
+    UID,
+    Life,
+    change,
+    create,
+    queued,
+    refused,
+    restart,
+    stop,
+)
+from tests.unit.services.instances.life import Decide as InstanceDecide
 from tests.unit.services.projects.life import CLUSTERS, LIVES, PEOPLE, PROJECT, SCOPES
 from tests.unit.services.projects.life import Life as ProjectLife
 from tests.unit.services.scheduler.test_aggregate import DECISIONS, Decide, told
-
-Run = Callable[[Coroutine[None, None, list[Record]]], list[Record]]
 
 
 class Rows:
@@ -40,7 +50,8 @@ class Rows:
         service = room.parent.name
         self._database = Database(server.dsn_of("postgres"), f"rows_of_{service}")
         self._queries = Queries.load(room.with_name("queries.sql"))
-        self._runner.run(self._open(room.with_name("migrations") / "rows"))
+        self._folder = room.with_name("migrations") / "rows"
+        self._runner.run(self._open(self._folder))
 
     async def _open(self, folder: Path) -> None:
         await self._database.open(pool_size=1)
@@ -61,6 +72,39 @@ class Rows:
             try:
                 await execute_writes(connection, self._queries, writes)
                 return list(await connection.fetch(self._queries[read], *arguments))
+            finally:
+                await transaction.rollback()
+
+    def upgraded(self, table: str, writes: Sequence[Write]) -> tuple[list[str], list[str]]:
+        """
+        The rows of a table after writes, and as they would be had the first migration alone been
+        there when they were written and the others come later.
+        """
+        return self._runner.run(self._upgraded(table, writes))
+
+    async def _upgraded(self, table: str, writes: Sequence[Write]) -> tuple[list[str], list[str]]:
+        files = sorted(self._folder.iterdir())
+        async with self._database.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute("CREATE SCHEMA before")
+                await apply(connection, files[:1], "before")
+                known = await connection.fetch(
+                    "SELECT column_name FROM information_schema.columns"
+                    " WHERE table_schema = 'before' AND table_name = $1 ORDER BY ordinal_position",
+                    table,
+                )
+                columns = ", ".join(row["column_name"] for row in known)
+                await execute_writes(connection, self._queries, writes)
+                await connection.execute(
+                    f"INSERT INTO before.{table} ({columns}) SELECT {columns} FROM {table}"
+                )
+                await apply(connection, files, "before")
+                read = "SELECT t::text AS line FROM {} AS t ORDER BY 1"
+                now = await connection.fetch(read.format(table))
+                later = await connection.fetch(read.format(f"before.{table}"))
+                return [row["line"] for row in now], [row["line"] for row in later]
             finally:
                 await transaction.rollback()
 
@@ -117,6 +161,20 @@ def test_the_rows_tell_whether_anything_lives(instance_table: Rows, life: Life) 
     asked = project.closed and not project.vacated
     expected = [life.now.instance.lives] if asked else []
     assert [row["lives"] for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    "said", [(), (queued(1),), (queued(1), restart), (stop, refused(1)), (refused(1, "NO"),)]
+)
+def test_rows_from_before_there_were_runs_need_no_rebuild(
+    instance_table: Rows, said: tuple[InstanceDecide, ...]
+) -> None:
+    life = Life().do(create(), *said, change(instance_api.Instance(labels={"a": "b"}), "labels"))
+    folded, upgraded = instance_table.upgraded(
+        "instance", writes_of(instance_rows.project, life.history.records)
+    )
+    assert upgraded == folded
+    assert len(folded) == 1
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

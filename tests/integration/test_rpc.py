@@ -306,6 +306,20 @@ async def test_a_nul_is_refused_before_a_service_sees_it(house: House) -> None:
     assert (refusal.reason, refusal.fields) == ("FIELD_INVALID", ("project.description",))
 
 
+async def test_a_wrong_field_is_told_as_a_sentence(house: House) -> None:
+    asked = api.ListMembersRequest(parent="projects/acme", page_size=-1)
+    refusal = await house.refused(house.projects.ListMembers(asked, metadata=house.as_ada()))
+    assert refusal.message == (
+        "page_size is -1; it must be greater than or equal to 0 and less than or equal to 1000."
+    )
+    member = api.SetMemberRequest(parent="projects/acme", user="users/ada")
+    refusal = await house.refused(house.projects.SetMember(member, metadata=house.as_ada()))
+    assert refusal.message.startswith("role is ROLE_UNSPECIFIED; it must be one of ROLE_BILLING")
+    update = api.UpdateProjectRequest()
+    refusal = await house.refused(house.projects.UpdateProject(update, metadata=house.as_ada()))
+    assert refusal.message == "project is required."
+
+
 async def test_a_message_of_more_than_4_mib_is_refused_with_its_size(house: House) -> None:
     request = api.CreateProjectRequest(project_id="new")
     request.project.description = "x" * rpc.MESSAGE_BYTES_MAX

@@ -143,6 +143,9 @@ class Instances(instances_grpc.InstanceServiceServicer):
         platform.take("CreateInstance", request, context)
         made = api.Instance()
         made.CopyFrom(request.instance)
+        if request.instance.spec.template == "templates/notebok":
+            path = "instance.spec.template"
+            refuse(code_pb2.INVALID_ARGUMENT, "FIELD_INVALID", violations=((path, "no"),))(context)
         made.name = f"{request.parent}/instances/{request.instance_id}"
         made.uid = "inst_1"
         made.status.state = api.STATE_PENDING
@@ -167,6 +170,19 @@ class Instances(instances_grpc.InstanceServiceServicer):
                 context
             )
         return api.GetInstanceResponse(instance=found)
+
+    def DeleteInstance(
+        self, request: api.DeleteInstanceRequest, context: grpc.ServicerContext
+    ) -> api.DeleteInstanceResponse:
+        self._platform.take("DeleteInstance", request, context)
+        return api.DeleteInstanceResponse(instance=self._platform.instances.pop(request.name))
+
+    def ListTemplates(
+        self, request: api.ListTemplatesRequest, context: grpc.ServicerContext
+    ) -> api.ListTemplatesResponse:
+        self._platform.take("ListTemplates", request, context)
+        found = [api.Template(name=f"templates/{name}") for name in ("inference", "notebook")]
+        return api.ListTemplatesResponse(templates=found)
 
     def ListInstances(
         self, request: api.ListInstancesRequest, context: grpc.ServicerContext
@@ -203,6 +219,18 @@ class Users(projects_grpc.UserServiceServicer):
     ) -> projects.WhoAmIResponse:
         self._platform.take("WhoAmI", request, context)
         return projects.WhoAmIResponse(user=projects.User(name="users/ada", uid="user_1"))
+
+    def UpdateUser(
+        self, request: projects.UpdateUserRequest, context: grpc.ServicerContext
+    ) -> projects.UpdateUserResponse:
+        self._platform.take("UpdateUser", request, context)
+        return projects.UpdateUserResponse(user=request.user)
+
+    def RevokeToken(
+        self, request: projects.RevokeTokenRequest, context: grpc.ServicerContext
+    ) -> projects.RevokeTokenResponse:
+        self._platform.take("RevokeToken", request, context)
+        return projects.RevokeTokenResponse(token=projects.Token(name=request.name))
 
 
 class Quotas(projects_grpc.QuotaServiceServicer):
@@ -329,6 +357,16 @@ class Journals(journal_grpc.JournalServiceServicer):
         reader = journal.ReaderProgress(reader="a/b", journal="b/0", position=3)
         found = journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])
         return journal.GetJournalResponse(journals=[found])
+
+    def AuditJournal(
+        self, request: journal.AuditJournalRequest, context: grpc.ServicerContext
+    ) -> journal.AuditJournalResponse:
+        self._platform.take("AuditJournal", request, context)
+        checks = [
+            journal.AuditCheck(name="a/0: dense", left="1", right="1", holds=True),
+            journal.AuditCheck(name="a/0: read", left="1", right="2"),
+        ]
+        return journal.AuditJournalResponse(checks=checks)
 
     def ResumeReader(
         self, request: journal.ResumeReaderRequest, context: grpc.ServicerContext

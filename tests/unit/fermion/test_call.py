@@ -186,6 +186,43 @@ def test_waiting_for_what_fails_ends_at_once(platform: Platform) -> None:
         it.instances.wait(LAB, api.STATE_RUNNING, 10)
 
 
+def test_waiting_for_what_has_stopped_and_shall_not_run_ends_at_once(platform: Platform) -> None:
+    platform.instances[LAB] = api.Instance(name=LAB)
+    stopped = change(api.STATE_STOPPED, "t1")
+    stopped.instance.status.desired_state = api.STATE_STOPPED
+    stopped.instance.status.reason.code = "MAX_DURATION"
+    stopped.instance.status.reason.message = "It ran as long as it may."
+    platform.watches.append([stopped])
+    with client(platform) as it, pytest.raises(errors.WorkloadFailed, match="stopped: It ran"):
+        it.instances.wait(LAB, api.STATE_RUNNING, 10)
+
+
+def test_waiting_for_what_stops_in_order_to_start_again_goes_on(platform: Platform) -> None:
+    platform.instances[LAB] = api.Instance(name=LAB)
+    again = change(api.STATE_STOPPED, "t1")
+    again.instance.status.desired_state = api.STATE_RUNNING
+    platform.watches.append([again, change(api.STATE_RUNNING, "t2")])
+    with client(platform) as it:
+        assert it.instances.wait(LAB, api.STATE_RUNNING, 10).status.state == api.STATE_RUNNING
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen"),
+    [
+        (api.STATE_PENDING, api.STATE_RUNNING),
+        (api.STATE_STARTING, api.STATE_RUNNING),
+        (api.STATE_STOPPING, api.STATE_STOPPED),
+    ],
+)
+def test_waiting_for_what_has_come_and_gone_ends_with_what_is_behind_it(
+    platform: Platform, wanted: api.State.ValueType, seen: api.State.ValueType
+) -> None:
+    platform.instances[LAB] = api.Instance(name=LAB)
+    platform.watches.append([change(seen, "t1")])
+    with client(platform) as it:
+        assert it.instances.wait(LAB, wanted, 10).status.state == seen
+
+
 def test_waiting_in_vain_says_what_it_is_instead(platform: Platform) -> None:
     platform.instances[LAB] = api.Instance(name=LAB)
     platform.watches.append([change(api.STATE_PENDING, "t1")])

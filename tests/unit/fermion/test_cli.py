@@ -225,6 +225,24 @@ def test_waiting_for_a_workload_that_fails_exits_with_seven(
     assert "failed" in capsys.readouterr().err
 
 
+def test_one_that_crashes_shows_why_how_often_and_where_it_was(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = lab.instances[LAB].status
+    status.state, status.phase = api.STATE_STARTING, api.PHASE_BACKOFF
+    status.reason.code = "BACKOFF"
+    status.reason.message = "It is run again in 40 s."
+    status.exit_code, status.restarts = 0, 3
+    status.addresses["jupyter"] = "127.0.0.1:20000"
+    assert run(["instances", "get", "lab"]) == 0
+    first, *details = told(capsys).splitlines()
+    assert first == "lab  STARTING  backoff: it is run again in 40 s"
+    shown = dict(line.strip().split(None, 1) for line in details if line.split()[0] != "at")
+    assert shown["restarts"] == "3"
+    assert shown["exit"] == "code     0"
+    assert "  at jupyter    127.0.0.1:20000" in details
+
+
 def test_a_watch_in_a_pipe_is_a_row_a_change(
     lab: Platform, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +286,96 @@ def test_contexts_are_set_used_and_deleted(
     assert shown == {"local": False, "prod": True}
     assert run(["contexts", "delete", "prod"]) == 0
     assert Contexts().current == "local"
+
+
+def sent(platform: Platform, method: str, field: str) -> str:
+    """What one field of the only call of a method said."""
+    (call,) = platform.sent(method)
+    return str(getattr(call.request, field))
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "0.0001", "1e9", "nan", "inf"])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_called(
+    lab: Platform, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    assert run(["instances", "list", "--timeout", seconds]) == 2
+    assert "--timeout" in capsys.readouterr().err
+    assert not lab.calls
+
+
+@pytest.mark.parametrize(
+    "words", [["tok_1", "ana"], ["users/ana/tokens/tok_1"], ["tok_1", "users/ana"]], ids=" ".join
+)
+def test_a_token_is_named_by_its_uid_or_in_full(lab: Platform, words: list[str]) -> None:
+    assert run(["tokens", "revoke", *words]) == 0
+    assert sent(lab, "RevokeToken", "name") == "users/ana/tokens/tok_1"
+
+
+def test_a_token_that_is_of_somebody_else_or_none_is_refused(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["tokens", "revoke", "users/ana/tokens/tok_1", "bob"]) == 2
+    assert run(["tokens", "revoke", "ana/tok_1"]) == 2
+    assert "users/ana/tokens/tok_" in capsys.readouterr().err
+    assert not lab.calls
+
+
+def test_what_is_changed_or_deleted_may_be_held_to_what_was_seen(lab: Platform) -> None:
+    assert run(["instances", "delete", "lab", "--etag", "7"]) == 0
+    assert sent(lab, "DeleteInstance", "etag") == "7"
+    assert run(["users", "update", "users/ana", "--email", "a@b.c", "--etag", "3"]) == 0
+    assert sent(lab, "UpdateUser", "etag") == "3"
+    assert sent(lab, "UpdateUser", "user").startswith('name: "users/ana"')
+
+
+def test_a_template_that_is_nearly_right_is_recognised(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["instances", "create", "own", "--kind", "notebook", "--template", "notebok"]
+    assert run(words) == 2
+    assert "Did you mean notebook?" in capsys.readouterr().err
+
+
+def test_an_audit_by_name_prints_what_does_not_hold_and_nothing_else(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["audit", "instances/0", "-o", "name"]) == 1
+    assert told(capsys) == "a/0: read\n"
+    assert sent(lab, "AuditJournal", "journal") == "instances/0"
+    assert run(["audit"]) == 1
+    assert told(capsys).splitlines() == [
+        "BROKEN  a/0: read: 1 and 2",
+        "1 of 2 equalities hold.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "99999999"], ["--port", "0"], ["--replicas", "0"]], ids=" ".join
+)
+def test_a_start_that_cannot_be_is_refused_by_option_and_rule(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(["up", *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {words[0]} is {words[1]}: it must be ")
+    assert "what to do:" in printed
+
+
+def test_a_token_file_is_there_when_it_is_set_and_named_when_it_is_gone(
+    lab: Platform, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away, empty = tmp_path / "away", tmp_path / "empty"
+    empty.touch()
+    for file, said in ((away, "No such file"), (empty, "holds no token")):
+        assert run(["contexts", "set", "local", "--token-file", str(file)]) == 2
+        assert said in capsys.readouterr().err
+        assert run(["instances", "list"]) == 0
+    capsys.readouterr()
+    (tmp_path / "jwt").unlink()
+    assert run(["instances", "list"]) == 4
+    printed = capsys.readouterr().err
+    assert str(tmp_path / "jwt") in printed
+    assert "fermion contexts set local --token-file FILE" in printed
 
 
 def test_the_version_is_told_to_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,9 @@ def test_a_token_that_others_may_read_is_found(tmp_path: Path) -> None:
 
 
 def test_a_missing_token_names_its_file() -> None:
-    assert doctor.token("", "/none", "local", NOW).found == "/none cannot be read"
+    missing = doctor.token("", "/none", "local", NOW)
+    assert missing.found == "/none cannot be read, or holds none"
+    assert "tokens create" not in missing.mend
 
 
 def test_a_platform_that_runs_holds_its_lock(tmp_path: Path) -> None:

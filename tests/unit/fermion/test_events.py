@@ -9,6 +9,8 @@ import pytest
 
 import fermion
 from fermion.api.instances import v1 as api
+from fermion.api.journal import v1 as journal
+from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from fermion.cli import facts, history, run
 from fermion.context import Contexts
@@ -111,6 +113,75 @@ def test_the_state_then_is_that_of_the_instance_whose_history_is_shown(
     assert "it was not there" in capsys.readouterr().out
     assert run(["events", "list", "ga", "--as-of", "1970-01-01T00:02:05Z"]) == 0
     assert "it was:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def platform_facts(twice: Platform) -> Platform:
+    """The same with facts of no project: a user, an operator's word, a template."""
+    user = projects.UserRegistered(uid="user_2", user="ana")
+    twice.state("projects/0", "user/user_2", user, 200, project="_")
+    gone = projects.UserDeleted(uid="user_2")
+    twice.state("projects/0", "user/user_2", gone, 201, project="_")
+    named = api.TemplateSet(template=api.Template(name="templates/notebook"))
+    twice.state("instances/0", "template/notebook", named, 202, project="_")
+    resumed = journal.ReaderResumed(reader="instances/scheduler", journal="scheduler/0")
+    twice.state("instances/0", "reader/instances-scheduler", resumed, 203, project="_")
+    return twice
+
+
+def test_facts_of_no_project_are_listed_for_who_asks_for_the_platform(
+    platform_facts: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["events", "list", "--platform"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row[2], row[3]) for row in rows] == [
+        ("UserRegistered", "ana"),
+        ("UserDeleted", "ana"),
+        ("TemplateSet", "notebook"),
+        ("ReaderResumed", "instances-scheduler"),
+    ]
+    assert "reader=instances/scheduler" in rows[-1]
+    asked = [call.request for call in platform_facts.sent("ReadLog")]
+    assert {getattr(request, "project", None) for request in asked} == {""}
+
+
+def test_facts_of_no_project_are_followed_past_those_of_projects(platform_facts: Platform) -> None:
+    places = {"projects/0": 1, "instances/0": 0}
+    with fermion.Client(address=platform_facts.address, token="jwt") as client:
+        found = [facts.place(one) for one in history.newer(client, "", places)]
+        assert list(history.newer(client, "", places)) == []
+    assert found == ["projects/0:2", "instances/0:9", "instances/0:10"]
+    assert places == {"projects/0": 2, "instances/0": 10}
+
+
+def test_a_list_of_many_says_which_instance_each_fact_is_of(
+    twice: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["events", "list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:3] == ["TIME", "FACT", "ABOUT"]
+    assert [row[3] for row in rows[1:]] == ["gb", *["ga"] * 9]
+    assert run(["events", "list", "ga"]) == 0
+    assert "ABOUT" not in capsys.readouterr().out.splitlines()[0].split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "ga", "--platform"],
+        ["list", "--platform", "-p", "acme"],
+        ["list", "--all"],
+        ["watch", "--after", "-1"],
+        ["watch", "--after", "7"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_do_not_go_together_are_refused(
+    twice: Platform, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(["events", *words]) == 2
+    assert "what to do:" in capsys.readouterr().err
+    assert not twice.calls
 
 
 def test_a_watch_takes_in_new_attempts_and_new_instances_of_the_name(twice: Platform) -> None:

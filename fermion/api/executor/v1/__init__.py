@@ -17,6 +17,8 @@ from fermion.api.executor.v1.resources_pb2 import (
 from fermion.api.executor.v1.service_pb2 import (
     ExecRequest,
     ExecResponse,
+    GetAccessRequest,
+    GetAccessResponse,
     GetClusterRequest,
     GetClusterResponse,
     ListReplicasRequest,
@@ -34,6 +36,8 @@ __all__ = [
     "Cluster",
     "ExecRequest",
     "ExecResponse",
+    "GetAccessRequest",
+    "GetAccessResponse",
     "GetClusterRequest",
     "GetClusterResponse",
     "ListReplicasRequest",

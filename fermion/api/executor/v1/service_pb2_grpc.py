@@ -55,6 +55,11 @@ class RuntimeServiceStub:
                 request_serializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecRequest.SerializeToString,
                 response_deserializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecResponse.FromString,
                 _registered_method=True)
+        self.GetAccess = channel.unary_unary(
+                '/fermion.api.executor.v1.RuntimeService/GetAccess',
+                request_serializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessResponse.FromString,
+                _registered_method=True)
         self.ListUsage = channel.unary_unary(
                 '/fermion.api.executor.v1.RuntimeService/ListUsage',
                 request_serializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ListUsageRequest.SerializeToString,
@@ -99,6 +104,13 @@ class RuntimeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAccess(self, request, context):
+        """Tells how the ports of what runs are opened, with the tokens that they ask for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsage(self, request, context):
         """Lists what replicas used, over the last hour.
         """
@@ -135,6 +147,11 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.Exec,
                     request_deserializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecRequest.FromString,
                     response_serializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecResponse.SerializeToString,
+            ),
+            'GetAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccess,
+                    request_deserializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessResponse.SerializeToString,
             ),
             'ListUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsage,
@@ -256,6 +273,33 @@ class RuntimeService:
             '/fermion.api.executor.v1.RuntimeService/Exec',
             fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecRequest.SerializeToString,
             fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.executor.v1.RuntimeService/GetAccess',
+            fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessRequest.SerializeToString,
+            fermion_dot_api_dot_executor_dot_v1_dot_service__pb2.GetAccessResponse.FromString,
             options,
             channel_credentials,
             insecure,

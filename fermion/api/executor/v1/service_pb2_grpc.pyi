@@ -41,6 +41,8 @@ class RuntimeServiceStub:
     """Streams what replicas printed, oldest first; also of those that ended."""
     Exec: _grpc.StreamStreamMultiCallable[_service_pb2.ExecRequest, _service_pb2.ExecResponse]
     """Runs a command inside a replica that runs; the first request says which."""
+    GetAccess: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetAccessRequest, _service_pb2.GetAccessResponse]
+    """Tells how the ports of what runs are opened, with the tokens that they ask for."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListUsageRequest, _service_pb2.ListUsageResponse]
     """Lists what replicas used, over the last hour."""
     GetCluster: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.GetClusterResponse]
@@ -59,6 +61,8 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     """Streams what replicas printed, oldest first; also of those that ended."""
     Exec: _aio.StreamStreamMultiCallable[_service_pb2.ExecRequest, _service_pb2.ExecResponse]  # type: ignore[assignment]
     """Runs a command inside a replica that runs; the first request says which."""
+    GetAccess: _aio.UnaryUnaryMultiCallable[_service_pb2.GetAccessRequest, _service_pb2.GetAccessResponse]  # type: ignore[assignment]
+    """Tells how the ports of what runs are opened, with the tokens that they ask for."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_service_pb2.ListUsageRequest, _service_pb2.ListUsageResponse]  # type: ignore[assignment]
     """Lists what replicas used, over the last hour."""
     GetCluster: _aio.UnaryUnaryMultiCallable[_service_pb2.GetClusterRequest, _service_pb2.GetClusterResponse]  # type: ignore[assignment]
@@ -98,6 +102,14 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.ExecResponse], _abc.AsyncIterator[_service_pb2.ExecResponse]]:
         """Runs a command inside a replica that runs; the first request says which."""
+
+    @_abc_1.abstractmethod
+    def GetAccess(
+        self,
+        request: _service_pb2.GetAccessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetAccessResponse, _abc.Awaitable[_service_pb2.GetAccessResponse]]:
+        """Tells how the ports of what runs are opened, with the tokens that they ask for."""
 
     @_abc_1.abstractmethod
     def ListUsage(

@@ -20,6 +20,7 @@ from fermion.api.instances.v1.events_pb2 import (
     InstanceStopRequested,
     InstanceStopped,
     InstanceUnready,
+    InstanceVolumeEnded,
     ProjectClosed,
     TemplateSet,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "InstanceStopRequested",
     "InstanceStopped",
     "InstanceUnready",
+    "InstanceVolumeEnded",
     "KIND_CUSTOM",
     "KIND_INFERENCE",
     "KIND_NOTEBOOK",

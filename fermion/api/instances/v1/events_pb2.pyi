@@ -23,7 +23,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class InstanceCreated(_message.Message):
     """Streams: `instance/<uid>`, `template/<template>`, `project/<project>`; beside them the workload's own
-    facts on `workload/<uid>`, and ProjectVacated (projects/v1) on `project/<project>`.
+    facts on `workload/<uid>`, those of the volume that holds its files on `volume/<uid>`, and
+    ProjectVacated (projects/v1) on `project/<project>`.
 
       STOPPED  ── StartRequested, AttemptDeclared ──▶ PENDING ── Queued ──▶ PENDING ── Failed ──▶ FAILED
       PENDING  ── Admitted ──▶ STARTING ── Preparing, Started ──▶ STARTING ── Ready, or Started without a probe ──▶ RUNNING
@@ -31,7 +32,8 @@ class InstanceCreated(_message.Message):
       any that lives ── StopRequested, RestartRequested, DeleteRequested or Draining ──▶ STOPPING
       any that lives ── Stopped ──▶ STOPPED, or Failed ──▶ FAILED
       STOPPING ── Stopped ──▶ STOPPED, or AttemptDeclared ──▶ PENDING where a start is wanted, or Deleted
-      FAILED   is started as STOPPED is.
+      STOPPED  ── DeleteRequested, and its volume is gone ──▶ Deleted
+      FAILED   is started and deleted as STOPPED is.
 
     Every message but TemplateSet names its project, so that its place in the journal follows from it alone.
 
@@ -228,6 +230,7 @@ class InstanceAttemptDeclared(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     WORKLOAD_UID_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    VOLUME_UID_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
@@ -236,6 +239,8 @@ class InstanceAttemptDeclared(_message.Message):
     """`wkl_…`."""
     project: _builtins.str
     """Last part of the project's name."""
+    volume_uid: _builtins.str
+    """`vol_…`: the volume that it mounts, declared with the first attempt that does; empty for none."""
     def __init__(
         self,
         *,
@@ -243,10 +248,11 @@ class InstanceAttemptDeclared(_message.Message):
         attempt: _builtins.int = ...,
         workload_uid: _builtins.str = ...,
         project: _builtins.str = ...,
+        volume_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "uid", b"uid", "workload_uid", b"workload_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "uid", b"uid", "volume_uid", b"volume_uid", "workload_uid", b"workload_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,12 +398,18 @@ class InstancePreparing(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    REPLICA_UID_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
     """The attempt it is about."""
     project: _builtins.str
     """Last part of the project's name."""
+    replica_uid: _builtins.str
+    """`rep_…`."""
+    n: _builtins.int
+    """Counts what its replica said of this kind."""
     @_builtins.property
     def reason(self) -> _resources_pb2_1.Reason:
         """What is being done."""
@@ -409,10 +421,12 @@ class InstancePreparing(_message.Message):
         attempt: _builtins.int = ...,
         reason: _resources_pb2_1.Reason | None = ...,
         project: _builtins.str = ...,
+        replica_uid: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "n", b"n", "project", b"project", "reason", b"reason", "replica_uid", b"replica_uid", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,18 +465,21 @@ class InstanceStarted(_message.Message):
     REPLICA_UID_FIELD_NUMBER: _builtins.int
     PROBED_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
     """The attempt it is about."""
     run: _builtins.int
-    """0, 1, …: how often it was begun again in this attempt."""
+    """0, 1, …: which run of its replica."""
     replica_uid: _builtins.str
     """`rep_…`."""
     probed: _builtins.bool
     """Whether a check tells when it is ready; where none does, it is now."""
     project: _builtins.str
     """Last part of the project's name."""
+    restarts: _builtins.int
+    """How often it was begun again in this attempt, whatever the replica."""
     @_builtins.property
     def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Addresses by port name."""
@@ -477,10 +494,11 @@ class InstanceStarted(_message.Message):
         replica_uid: _builtins.str = ...,
         probed: _builtins.bool = ...,
         project: _builtins.str = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "attempt", b"attempt", "probed", b"probed", "project", b"project", "replica_uid", b"replica_uid", "run", b"run", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "attempt", b"attempt", "probed", b"probed", "project", b"project", "replica_uid", b"replica_uid", "restarts", b"restarts", "run", b"run", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,22 +513,26 @@ class InstanceReady(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
     """The attempt it is about."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts what its replica said of this kind."""
     def __init__(
         self,
         *,
         uid: _builtins.str = ...,
         attempt: _builtins.int = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "n", b"n", "project", b"project", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,12 +548,15 @@ class InstanceUnready(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
     """The attempt it is about."""
     project: _builtins.str
     """Last part of the project's name."""
+    n: _builtins.int
+    """Counts what its replica said of this kind."""
     @_builtins.property
     def reason(self) -> _resources_pb2_1.Reason:
         """Why."""
@@ -543,10 +568,11 @@ class InstanceUnready(_message.Message):
         attempt: _builtins.int = ...,
         reason: _resources_pb2_1.Reason | None = ...,
         project: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "n", b"n", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -572,7 +598,7 @@ class InstanceRunEnded(_message.Message):
     run: _builtins.int
     """The run that ended."""
     exit_code: _builtins.int
-    """Its exit code; meaningless where a signal is given."""
+    """Its exit code; meaningless where a signal is given, and below 0 where nobody knows it."""
     signal: _builtins.int
     """Number of the signal that ended it, or 0."""
     project: _builtins.str
@@ -610,12 +636,18 @@ class InstanceBackedOff(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    REPLICA_UID_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
     """The attempt it is about."""
     project: _builtins.str
     """Last part of the project's name."""
+    replica_uid: _builtins.str
+    """`rep_…`."""
+    n: _builtins.int
+    """Counts what its replica said of this kind."""
     @_builtins.property
     def reason(self) -> _resources_pb2_1.Reason:
         """Until when, and after how many."""
@@ -627,10 +659,12 @@ class InstanceBackedOff(_message.Message):
         attempt: _builtins.int = ...,
         reason: _resources_pb2_1.Reason | None = ...,
         project: _builtins.str = ...,
+        replica_uid: _builtins.str = ...,
+        n: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "n", b"n", "project", b"project", "reason", b"reason", "replica_uid", b"replica_uid", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,6 +680,7 @@ class InstanceDraining(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
@@ -654,6 +689,10 @@ class InstanceDraining(_message.Message):
     """Why."""
     project: _builtins.str
     """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """The same in words; absent where its user asked for it, or it ended by itself with success."""
+
     def __init__(
         self,
         *,
@@ -661,10 +700,11 @@ class InstanceDraining(_message.Message):
         attempt: _builtins.int = ...,
         cause: _resources_pb2_1.Cause.ValueType = ...,
         project: _builtins.str = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -680,6 +720,7 @@ class InstanceStopped(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """The instance."""
     attempt: _builtins.int
@@ -688,6 +729,10 @@ class InstanceStopped(_message.Message):
     """Why."""
     project: _builtins.str
     """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """The same in words; absent where its user asked for it, or it ended by itself with success."""
+
     def __init__(
         self,
         *,
@@ -695,10 +740,11 @@ class InstanceStopped(_message.Message):
         attempt: _builtins.int = ...,
         cause: _resources_pb2_1.Cause.ValueType = ...,
         project: _builtins.str = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "project", b"project", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "project", b"project", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,8 +787,44 @@ class InstanceFailed(_message.Message):
 Global___InstanceFailed: _TypeAlias = InstanceFailed  # noqa: Y015
 
 @_typing.final
+class InstanceVolumeEnded(_message.Message):
+    """The volume that held its files is gone, or will never be; the next attempt declares another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    VOLUME_UID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """The instance."""
+    volume_uid: _builtins.str
+    """`vol_…`."""
+    project: _builtins.str
+    """Last part of the project's name."""
+    @_builtins.property
+    def reason(self) -> _resources_pb2_1.Reason:
+        """Why, where it was not deleted."""
+
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        volume_uid: _builtins.str = ...,
+        reason: _resources_pb2_1.Reason | None = ...,
+        project: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "reason", b"reason", "uid", b"uid", "volume_uid", b"volume_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceVolumeEnded: _TypeAlias = InstanceVolumeEnded  # noqa: Y015
+
+@_typing.final
 class InstanceDeleteRequested(_message.Message):
-    """A deletion was asked for."""
+    """A deletion was asked for; when nothing runs any more, its volume is withdrawn."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -768,7 +850,7 @@ Global___InstanceDeleteRequested: _TypeAlias = InstanceDeleteRequested  # noqa: 
 
 @_typing.final
 class InstanceDeleted(_message.Message):
-    """It is gone; its name is free."""
+    """It is gone, and so are its files; its name is free."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

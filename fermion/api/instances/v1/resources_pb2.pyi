@@ -83,7 +83,7 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     PHASE_RESTARTING: _Phase.ValueType  # 6
     """Stops in order to start again."""
     PHASE_DELETING: _Phase.ValueType  # 7
-    """Stops in order to be deleted."""
+    """Is being deleted: it stops, then its files go, then it is gone."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
     """The finer state beside it."""
@@ -103,7 +103,7 @@ PHASE_UNREADY: Phase.ValueType  # 5
 PHASE_RESTARTING: Phase.ValueType  # 6
 """Stops in order to start again."""
 PHASE_DELETING: Phase.ValueType  # 7
-"""Stops in order to be deleted."""
+"""Is being deleted: it stops, then its files go, then it is gone."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 class _Kind:
@@ -159,7 +159,7 @@ class Resources(_message.Message):
     memory_bytes: _builtins.int
     """Bytes of memory; 0 for the template's."""
     storage_bytes: _builtins.int
-    """Bytes of disk that outlive a stop; 0 for the template's."""
+    """Bytes of disk at `/workspace` that outlive a stop; 0 for the template's. Never changes once it is there."""
     shm_bytes: _builtins.int
     """Bytes of shared memory, part of memory_bytes."""
     def __init__(
@@ -304,7 +304,9 @@ class Status(_message.Message):
     pending_restart: _builtins.bool
     """Whether a change of the spec waits for the next start."""
     exit_code: _builtins.int
-    """Exit code of the last run, where one ended."""
+    """Exit code of the last run that ended in this attempt, 128 + the signal where one ended it; absent
+    where none ended, or nobody knows.
+    """
     restarts: _builtins.int
     """Runs begun again in this attempt."""
     @_builtins.property
@@ -317,7 +319,7 @@ class Status(_message.Message):
 
     @_builtins.property
     def addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Addresses by port name, while it runs."""
+        """Addresses by port name, while a run is open."""
 
     def __init__(
         self,

@@ -137,7 +137,7 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInstance(self, request, context):
-        """Stops it where it runs, then deletes it and frees the name.
+        """Stops it where it runs, deletes its files, and frees the name when both are done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

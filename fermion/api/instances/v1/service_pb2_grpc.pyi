@@ -44,7 +44,7 @@ class InstanceServiceStub:
     UpdateInstance: _grpc.UnaryUnaryMultiCallable[_service_pb2.UpdateInstanceRequest, _service_pb2.UpdateInstanceResponse]
     """Changes what was asked for; what runs applies at the next start."""
     DeleteInstance: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteInstanceRequest, _service_pb2.DeleteInstanceResponse]
-    """Stops it where it runs, then deletes it and frees the name."""
+    """Stops it where it runs, deletes its files, and frees the name when both are done."""
     StartInstance: _grpc.UnaryUnaryMultiCallable[_service_pb2.StartInstanceRequest, _service_pb2.StartInstanceResponse]
     """Asks for a start; a stopping one starts again when it has stopped."""
     StopInstance: _grpc.UnaryUnaryMultiCallable[_service_pb2.StopInstanceRequest, _service_pb2.StopInstanceResponse]
@@ -74,7 +74,7 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     UpdateInstance: _aio.UnaryUnaryMultiCallable[_service_pb2.UpdateInstanceRequest, _service_pb2.UpdateInstanceResponse]  # type: ignore[assignment]
     """Changes what was asked for; what runs applies at the next start."""
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteInstanceRequest, _service_pb2.DeleteInstanceResponse]  # type: ignore[assignment]
-    """Stops it where it runs, then deletes it and frees the name."""
+    """Stops it where it runs, deletes its files, and frees the name when both are done."""
     StartInstance: _aio.UnaryUnaryMultiCallable[_service_pb2.StartInstanceRequest, _service_pb2.StartInstanceResponse]  # type: ignore[assignment]
     """Asks for a start; a stopping one starts again when it has stopped."""
     StopInstance: _aio.UnaryUnaryMultiCallable[_service_pb2.StopInstanceRequest, _service_pb2.StopInstanceResponse]  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DeleteInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DeleteInstanceResponse, _abc.Awaitable[_service_pb2.DeleteInstanceResponse]]:
-        """Stops it where it runs, then deletes it and frees the name."""
+        """Stops it where it runs, deletes its files, and frees the name when both are done."""
 
     @_abc_1.abstractmethod
     def StartInstance(

@@ -27,7 +27,7 @@ from fermion.api.projects.v1 import access_pb2 as fermion_dot_api_dot_projects_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fermion/api/projects/v1/resources.proto\x12\x17\x66\x65rmion.api.projects.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$fermion/api/projects/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x17\n\x05\x65mail\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc0\x02\x12J\n\rplatform_role\x18\x05 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRoleB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12\x12\n\ngeneration\x18\x08 \x01(\x03\"\xab\x04\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1d\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x81\x01\n\x06labels\x18\x05 \x03(\x0b\x32,.fermion.api.projects.v1.Project.LabelsEntryBC\xbaH@\x9a\x01=\x10 \"\x1dr\x1b\x32\x19^[a-z][a-z0-9_./-]{0,62}$*\x1ar\x18\x32\x16^[A-Za-z0-9_.-]{0,63}$\x12\x35\n\x05state\x18\x06 \x01(\x0e\x32&.fermion.api.projects.v1.Project.State\x12\x12\n\nvacated_by\x18\x07 \x03(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x12\n\ngeneration\x18\x0b \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x12\n\x0eSTATE_ARCHIVED\x10\x02\"\x94\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x10\n\x08user_uid\x18\x03 \x01(\t\x12+\n\x04role\x18\x04 \x01(\x0e\x32\x1d.fermion.api.projects.v1.Role\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb4\x01\n\x05Token\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x1d\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x06 \x01(\x08\"r\n\nSigningKey\x12\x16\n\x03kid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\npublic_key\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x04\n\x06Limits\x12}\n\tgpu_milli\x18\x01 \x03(\x0b\x32-.fermion.api.projects.v1.Limits.GpuMilliEntryB;\xbaH8\x9a\x01\x35\x10@\"+r)2\'^([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$*\x04\"\x02(\x00\x12\x1f\n\tcpu_milli\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12\"\n\x0cmemory_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x01\x88\x01\x01\x12#\n\rstorage_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x02\x88\x01\x01\x12\x7f\n\tworkloads\x18\x05 \x03(\x0b\x32..fermion.api.projects.v1.Limits.WorkloadsEntryB<\xbaH9\x9a\x01\x36\".r,R\x08instanceR\x08trainingR\tinferenceR\x05\x62uildR\x04tool*\x04\"\x02(\x00\x1a/\n\rGpuMilliEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x30\n\x0eWorkloadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x0c\n\n_cpu_milliB\x0f\n\r_memory_bytesB\x10\n\x0e_storage_bytes\"\xd0\x01\n\x05Quota\x12u\n\x04name\x18\x01 \x01(\tBg\xbaHdrb2`^(projects/([a-z]([a-z0-9-]{0,38}[a-z0-9])?|-)|users/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-))/quota$\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12\x11\n\tinherited\x18\x03 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"\x89\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07retired\x18\x02 \x01(\x08\x12.\n\nenrol_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fermion/api/projects/v1/resources.proto\x12\x17\x66\x65rmion.api.projects.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$fermion/api/projects/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x02\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x38\n\x0c\x64isplay_name\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d\x18\xc8\x01\x32\x18^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$\x12\x31\n\x05\x65mail\x18\x04 \x01(\tB\"\xbaH\x1fr\x1d\x18\xc0\x02\x32\x18^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$\x12J\n\rplatform_role\x18\x05 \x01(\x0e\x32%.fermion.api.projects.v1.PlatformRoleB\x0c\xbaH\t\x82\x01\x06\x18\x00\x18\x01\x18\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x07 \x01(\t\x12\x12\n\ngeneration\x18\x08 \x01(\x03\"\xde\x04\n\x07Project\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x38\n\x0c\x64isplay_name\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d\x18\xc8\x01\x32\x18^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$\x12\x36\n\x0b\x64\x65scription\x18\x04 \x01(\tB!\xbaH\x1er\x1c\x18\xd0\x0f\x32\x17^([^\\p{Cc}]|[\\t\\n\\r])*$\x12\x81\x01\n\x06labels\x18\x05 \x03(\x0b\x32,.fermion.api.projects.v1.Project.LabelsEntryBC\xbaH@\x9a\x01=\x10 \"\x1dr\x1b\x32\x19^[a-z][a-z0-9_./-]{0,62}$*\x1ar\x18\x32\x16^[A-Za-z0-9_.-]{0,63}$\x12\x35\n\x05state\x18\x06 \x01(\x0e\x32&.fermion.api.projects.v1.Project.State\x12\x12\n\nvacated_by\x18\x07 \x03(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x12\n\ngeneration\x18\x0b \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x12\n\x0eSTATE_ARCHIVED\x10\x02\"\x94\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x10\n\x08user_uid\x18\x03 \x01(\t\x12+\n\x04role\x18\x04 \x01(\x0e\x32\x1d.fermion.api.projects.v1.Role\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcd\x01\n\x05Token\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x36\n\x0b\x64\x65scription\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x18\xc8\x01\x32\x17^([^\\p{Cc}]|[\\t\\n\\r])*$\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x06 \x01(\x08\"r\n\nSigningKey\x12\x16\n\x03kid\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1b\n\npublic_key\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x04\n\x06Limits\x12}\n\tgpu_milli\x18\x01 \x03(\x0b\x32-.fermion.api.projects.v1.Limits.GpuMilliEntryB;\xbaH8\x9a\x01\x35\x10@\"+r)2\'^([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$*\x04\"\x02(\x00\x12\x1f\n\tcpu_milli\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12\"\n\x0cmemory_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x01\x88\x01\x01\x12#\n\rstorage_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x02\x88\x01\x01\x12\x7f\n\tworkloads\x18\x05 \x03(\x0b\x32..fermion.api.projects.v1.Limits.WorkloadsEntryB<\xbaH9\x9a\x01\x36\".r,R\x08instanceR\x08trainingR\tinferenceR\x05\x62uildR\x04tool*\x04\"\x02(\x00\x1a/\n\rGpuMilliEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x30\n\x0eWorkloadsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x0c\n\n_cpu_milliB\x0f\n\r_memory_bytesB\x10\n\x0e_storage_bytes\"\xd0\x01\n\x05Quota\x12u\n\x04name\x18\x01 \x01(\tBg\xbaHdrb2`^(projects/([a-z]([a-z0-9-]{0,38}[a-z0-9])?|-)|users/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-))/quota$\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12\x11\n\tinherited\x18\x03 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"\x89\x01\n\x07\x43luster\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07retired\x18\x02 \x01(\x08\x12.\n\nenrol_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fermion.api.projects.v1.res
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USER'].fields_by_name['display_name']._loaded_options = None
-  _globals['_USER'].fields_by_name['display_name']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_USER'].fields_by_name['display_name']._serialized_options = b'\272H\037r\035\030\310\0012\030^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$'
   _globals['_USER'].fields_by_name['email']._loaded_options = None
-  _globals['_USER'].fields_by_name['email']._serialized_options = b'\272H\005r\003\030\300\002'
+  _globals['_USER'].fields_by_name['email']._serialized_options = b'\272H\037r\035\030\300\0022\030^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$'
   _globals['_USER'].fields_by_name['platform_role']._loaded_options = None
   _globals['_USER'].fields_by_name['platform_role']._serialized_options = b'\272H\t\202\001\006\030\000\030\001\030\003'
   _globals['_PROJECT_LABELSENTRY']._loaded_options = None
   _globals['_PROJECT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PROJECT'].fields_by_name['display_name']._loaded_options = None
-  _globals['_PROJECT'].fields_by_name['display_name']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_PROJECT'].fields_by_name['display_name']._serialized_options = b'\272H\037r\035\030\310\0012\030^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$'
   _globals['_PROJECT'].fields_by_name['description']._loaded_options = None
-  _globals['_PROJECT'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\320\017'
+  _globals['_PROJECT'].fields_by_name['description']._serialized_options = b'\272H\036r\034\030\320\0172\027^([^\\p{Cc}]|[\\t\\n\\r])*$'
   _globals['_PROJECT'].fields_by_name['labels']._loaded_options = None
   _globals['_PROJECT'].fields_by_name['labels']._serialized_options = b'\272H@\232\001=\020 \"\035r\0332\031^[a-z][a-z0-9_./-]{0,62}$*\032r\0302\026^[A-Za-z0-9_.-]{0,63}$'
   _globals['_TOKEN'].fields_by_name['description']._loaded_options = None
-  _globals['_TOKEN'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_TOKEN'].fields_by_name['description']._serialized_options = b'\272H\036r\034\030\310\0012\027^([^\\p{Cc}]|[\\t\\n\\r])*$'
   _globals['_SIGNINGKEY'].fields_by_name['kid']._loaded_options = None
   _globals['_SIGNINGKEY'].fields_by_name['kid']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_SIGNINGKEY'].fields_by_name['public_key']._loaded_options = None
@@ -71,27 +71,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTA'].fields_by_name['name']._loaded_options = None
   _globals['_QUOTA'].fields_by_name['name']._serialized_options = b'\272Hdrb2`^(projects/([a-z]([a-z0-9-]{0,38}[a-z0-9])?|-)|users/([a-z]([a-z0-9-]{0,61}[a-z0-9])?|-))/quota$'
   _globals['_USER']._serialized_start=169
-  _globals['_USER']._serialized_end=418
-  _globals['_PROJECT']._serialized_start=421
-  _globals['_PROJECT']._serialized_end=976
-  _globals['_PROJECT_LABELSENTRY']._serialized_start=861
-  _globals['_PROJECT_LABELSENTRY']._serialized_end=906
-  _globals['_PROJECT_STATE']._serialized_start=908
-  _globals['_PROJECT_STATE']._serialized_end=976
-  _globals['_MEMBER']._serialized_start=979
-  _globals['_MEMBER']._serialized_end=1127
-  _globals['_TOKEN']._serialized_start=1130
-  _globals['_TOKEN']._serialized_end=1310
-  _globals['_SIGNINGKEY']._serialized_start=1312
-  _globals['_SIGNINGKEY']._serialized_end=1426
-  _globals['_LIMITS']._serialized_start=1429
-  _globals['_LIMITS']._serialized_end=1947
-  _globals['_LIMITS_GPUMILLIENTRY']._serialized_start=1801
-  _globals['_LIMITS_GPUMILLIENTRY']._serialized_end=1848
-  _globals['_LIMITS_WORKLOADSENTRY']._serialized_start=1850
-  _globals['_LIMITS_WORKLOADSENTRY']._serialized_end=1898
-  _globals['_QUOTA']._serialized_start=1950
-  _globals['_QUOTA']._serialized_end=2158
-  _globals['_CLUSTER']._serialized_start=2161
-  _globals['_CLUSTER']._serialized_end=2298
+  _globals['_USER']._serialized_end=470
+  _globals['_PROJECT']._serialized_start=473
+  _globals['_PROJECT']._serialized_end=1079
+  _globals['_PROJECT_LABELSENTRY']._serialized_start=964
+  _globals['_PROJECT_LABELSENTRY']._serialized_end=1009
+  _globals['_PROJECT_STATE']._serialized_start=1011
+  _globals['_PROJECT_STATE']._serialized_end=1079
+  _globals['_MEMBER']._serialized_start=1082
+  _globals['_MEMBER']._serialized_end=1230
+  _globals['_TOKEN']._serialized_start=1233
+  _globals['_TOKEN']._serialized_end=1438
+  _globals['_SIGNINGKEY']._serialized_start=1440
+  _globals['_SIGNINGKEY']._serialized_end=1554
+  _globals['_LIMITS']._serialized_start=1557
+  _globals['_LIMITS']._serialized_end=2075
+  _globals['_LIMITS_GPUMILLIENTRY']._serialized_start=1929
+  _globals['_LIMITS_GPUMILLIENTRY']._serialized_end=1976
+  _globals['_LIMITS_WORKLOADSENTRY']._serialized_start=1978
+  _globals['_LIMITS_WORKLOADSENTRY']._serialized_end=2026
+  _globals['_QUOTA']._serialized_start=2078
+  _globals['_QUOTA']._serialized_end=2286
+  _globals['_CLUSTER']._serialized_start=2289
+  _globals['_CLUSTER']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)

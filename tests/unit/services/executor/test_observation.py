@@ -185,7 +185,7 @@ def test_a_readiness_check_that_fails_and_passes_again_is_told_each_time() -> No
 
 
 def test_back_off_is_told_once_for_each_run_that_ended() -> None:
-    why = api.Reason(code="BACKOFF")
+    why = api.Reason(code="CRASH_LOOP_BACKOFF")
     replica = Replica()
     seen: list[str] = []
     runs: tuple[Run, ...] = ()
@@ -258,7 +258,7 @@ def lives(draw: st.DrawFn) -> list[ReplicaObservation]:
         clock += draw(st.integers(0, 5))
         closed = replace(opened, end=Instant(at(clock)), exit=draw(st.integers(0, 2)))
         runs = (*runs, closed)
-        why = api.Reason(code="BACKOFF")
+        why = api.Reason(code="CRASH_LOOP_BACKOFF")
         states.append(replace(SEEN, phase=Phase.BACKOFF, runs=runs, reason=why))
     states.append(replace(SEEN, phase=Phase.ENDED, runs=runs))
     return states

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import groupby
+from operator import attrgetter
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -19,9 +23,9 @@ from services.instances.config import GB, Settings
 from tests.unit.services.history import NOON, names
 from tests.unit.services.instances.life import (
     ADA,
-    CODES,
     DECISIONS,
     HISTORIES,
+    MADE,
     NAME,
     NOTEBOOK,
     POLICY,
@@ -29,18 +33,24 @@ from tests.unit.services.instances.life import (
     RARE,
     REPORTS,
     UID,
+    VOLUME,
     Decide,
     Life,
+    admitted,
     asked,
+    bare,
     change,
     clear_away,
     create,
     delete,
+    finished,
     queued,
     refused,
+    rejected,
     restart,
     start,
     stop,
+    volume_gone,
     wind_down,
 )
 
@@ -49,7 +59,10 @@ STATUS = tuple[str, str, str]
 
 def status(life: Life) -> STATUS:
     """Shorten what callers see: state, phase, wanted state."""
-    found = life.shown.status
+    return short(life.shown.status)
+
+
+def short(found: api.Status) -> STATUS:
     return (
         api.State.Name(found.state).removeprefix("STATE_"),
         api.Phase.Name(found.phase).removeprefix("PHASE_"),
@@ -63,6 +76,7 @@ def test_a_creation_declares_the_first_attempt() -> None:
         "InstanceCreated",
         "InstanceStartRequested",
         "InstanceAttemptDeclared",
+        "VolumeDeclared",
         "WorkloadDeclared",
     ]
 
@@ -150,17 +164,42 @@ def test_a_deletion_of_what_lives_waits_for_its_end() -> None:
     life = Life().do(create(), queued(1))
     assert names(delete(life.now)) == ["InstanceDeleteRequested", "WorkloadWithdrawn"]
     assert status(life.do(delete)) == ("STOPPING", "DELETING", "STOPPED")
-    assert names(refused(1)(life.now)) == ["InstanceDeleted"]
+    assert names(refused(1)(life.now)) == ["InstanceStopped", "VolumeWithdrawn"]
+    assert status(life.do(refused(1))) == ("STOPPED", "DELETING", "STOPPED")
+    assert names(volume_gone()(life.now)) == ["InstanceDeleted"]
 
 
-def test_a_deletion_of_what_has_stopped_is_done_at_once() -> None:
+def test_a_deletion_of_what_has_stopped_withdraws_its_volume_at_once() -> None:
     life = Life().do(create(), stop, refused(1))
+    facts = delete(life.now)
+    assert names(facts) == ["InstanceDeleteRequested", "VolumeWithdrawn"]
+    assert facts[1] == workload.VolumeWithdrawn(
+        uid=VOLUME, project=PROJECT, cause=workload.CAUSE_DELETE
+    )
+    assert status(life.do(delete)) == ("STOPPED", "DELETING", "STOPPED")
+
+
+def test_a_deletion_of_what_has_failed_keeps_telling_why_it_failed() -> None:
+    life = Life().do(create(), refused(1, "IMPOSSIBLE"), delete)
+    assert status(life) == ("FAILED", "DELETING", "STOPPED")
+    assert life.shown.status.reason.code == "IMPOSSIBLE"
+
+
+def test_a_deletion_of_what_has_no_volume_is_done_at_once() -> None:
+    life = Life().do(bare(), stop)
+    assert names(refused(1)(life.now)) == ["InstanceStopped"]
+    life.do(refused(1))
     assert names(delete(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
 
 
+def test_a_deletion_of_what_lives_without_a_volume_is_done_at_its_end() -> None:
+    life = Life().do(bare(), delete)
+    assert names(refused(1)(life.now)) == ["InstanceDeleted"]
+
+
 def test_a_deletion_frees_the_name() -> None:
-    life = Life().do(create(), stop, refused(1))
-    release = aggregate.place(delete(life.now)[-1]).releases[0]
+    life = Life().do(create(), stop, refused(1), delete)
+    release = aggregate.place(volume_gone()(life.now)[-1]).releases[0]
     claim = aggregate.place(create()(Life().now)[0]).claims[0]
     assert (release.scope, release.name) == (claim.scope, claim.name)
 
@@ -174,7 +213,7 @@ def test_a_deletion_cannot_be_taken_back_by_a_start() -> None:
 
 @pytest.mark.parametrize("decide", [start, stop, restart, delete])
 def test_nothing_can_be_asked_of_what_is_gone(decide: Decide) -> None:
-    life = Life().do(create(), delete, refused(1))
+    life = Life().do(create(), delete, refused(1), volume_gone())
     with pytest.raises(Missing) as refusal:
         decide(life.now)
     assert refusal.value.reason == "INSTANCE_NOT_FOUND"
@@ -461,6 +500,11 @@ def test_the_workload_holds_all_that_was_asked_for() -> None:
     assert group.probes == NOTEBOOK.spec.probes
     assert group.restart.mode == workload.RestartPolicy.MODE_ALWAYS
     assert (group.resources.gpu_milli, group.resources.shm_bytes) == (2000, 8 * GB)
+    (mount,) = group.mounts
+    assert mount == workload.Mount(
+        path="/workspace",
+        volume=workload.Mount.Volume(volume_uid=VOLUME, size_bytes=50 * GB),
+    )
 
 
 def test_a_workload_belongs_to_who_asked_for_its_start() -> None:
@@ -468,6 +512,100 @@ def test_a_workload_belongs_to_who_asked_for_its_start() -> None:
     declared = life.history.records[-1].message
     assert isinstance(declared, workload.WorkloadDeclared)
     assert declared.workload.user == "user_bob"
+
+
+# The volume.
+
+
+def test_the_volume_is_declared_with_the_first_attempt_as_its_owners() -> None:
+    declared = create()(Life().now)[-2]
+    assert isinstance(declared, workload.VolumeDeclared)
+    assert declared.volume == workload.Volume(
+        uid=VOLUME,
+        owner=f"projects/{PROJECT}/instances/{NAME}",
+        owner_uid=UID,
+        project=PROJECT,
+        user=ADA,
+        kind=workload.KIND_INSTANCE,
+        labels={"team": "vision"},
+        size_bytes=NOTEBOOK.spec.resources.storage_bytes,
+    )
+    assert aggregate.place(declared).stream == f"volume/{VOLUME}"
+
+
+def test_files_survive_a_stop_and_a_start() -> None:
+    life = Life().do(create(), stop, refused(1))
+    facts = start(life.now)
+    assert names(facts) == ["InstanceStartRequested", "InstanceAttemptDeclared", "WorkloadDeclared"]
+    declared = facts[-1]
+    assert isinstance(declared, workload.WorkloadDeclared)
+    assert declared.workload.groups[0].mounts[0].volume.volume_uid == VOLUME
+
+
+def test_an_instance_from_before_there_were_volumes_gets_one_at_its_next_start() -> None:
+    life = Life().do(create(), stop, refused(1))
+    for record in life.history.records:
+        if isinstance(record.message, api.InstanceAttemptDeclared):
+            record.message.volume_uid = ""
+    assert names(delete(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
+    assert names(start(life.now))[-2:] == ["VolumeDeclared", "WorkloadDeclared"]
+
+
+def test_a_volume_that_is_gone_has_a_successor_at_the_next_start() -> None:
+    life = Life().do(create(), admitted(), rejected())
+    assert names(volume_gone()(life.now)) == ["InstanceVolumeEnded"]
+    life.do(volume_gone(), start)
+    assert life.now.instance.volume_uid == ids.derived("vol", UID, "2")
+    life.do(delete, refused(2))
+    assert volume_gone(1)(life.now) == []
+    assert names(volume_gone(2)(life.now)) == ["InstanceDeleted"]
+
+
+def test_a_volume_that_was_refused_before_the_deletion_is_not_waited_for() -> None:
+    life = Life().do(create(), refused(1, "IMPOSSIBLE"), volume_gone())
+    assert names(delete(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
+
+
+def test_a_volume_that_goes_while_the_deletion_waits_for_the_end_is_not_waited_for() -> None:
+    life = Life().do(create(), admitted(), delete, volume_gone())
+    assert names(finished()(life.now)) == ["InstanceDeleted"]
+
+
+@pytest.mark.parametrize("size", [50 * GB, 2**40])
+def test_the_size_of_a_volume_never_changes(size: int) -> None:
+    life = Life().do(create(asked(resources=api.Resources(storage_bytes=60 * GB))))
+    wanted = asked(resources=api.Resources(storage_bytes=size))
+    with pytest.raises(Invalid) as refusal:
+        change(wanted, "spec.resources.storage_bytes")(life.now)
+    (fault,) = refusal.value.violations
+    assert (fault.field, fault.rule) == (
+        "instance.spec.resources.storage_bytes",
+        "resources.storage_bytes.fixed",
+    )
+    assert (str(size) in fault.description, str(60 * GB) in fault.description) == (True, True)
+
+
+def test_resources_that_name_no_size_keep_the_volumes() -> None:
+    life = Life().do(create(asked(resources=api.Resources(storage_bytes=60 * GB))))
+    life.do(change(asked(resources=api.Resources(cpu_milli=8000)), "spec.resources"))
+    resources = life.shown.spec.resources
+    assert (resources.cpu_milli, resources.storage_bytes) == (8000, 60 * GB)
+
+
+def test_storage_can_be_added_where_there_is_no_volume_yet() -> None:
+    life = Life().do(bare())
+    wanted = api.Instance(spec=api.Spec(resources=api.Resources(storage_bytes=50 * GB)))
+    life.do(change(wanted, "spec.resources.storage_bytes"), stop, refused(1))
+    assert "VolumeDeclared" in names(start(life.now))
+
+
+def test_a_plan_shows_the_volume_that_the_next_attempt_would_mount() -> None:
+    life = Life().do(bare())
+    assert not aggregate.plan(life.now.instance, 2).workload.groups[0].mounts
+    wanted = api.Instance(spec=api.Spec(resources=api.Resources(storage_bytes=50 * GB)))
+    after = aggregate.preview(life.now, change(wanted)(life.now), NOON)
+    (mount,) = aggregate.plan(after.instance, 2).workload.groups[0].mounts
+    assert mount.volume.volume_uid == VOLUME
 
 
 # Closed projects.
@@ -511,7 +649,16 @@ def test_a_closed_project_is_vacated_once_with_a_fixed_statement() -> None:
 
 def test_what_is_left_in_a_deleted_project_goes() -> None:
     life = Life().do(create(), stop, refused(1)).close().vacate()
-    assert names(clear_away(life.now)) == ["InstanceDeleteRequested", "InstanceDeleted"]
+    assert names(clear_away(life.now)) == ["InstanceDeleteRequested", "VolumeWithdrawn"]
+    life.do(clear_away)
+    assert clear_away(life.now) == []
+    assert names(volume_gone()(life.now)) == ["InstanceDeleted"]
+
+
+def test_a_volume_that_is_left_does_not_live() -> None:
+    life = Life().do(create(), delete, refused(1)).close()
+    assert not life.now.instance.lives
+    assert names(aggregate.vacate(life.now.project)) == ["ProjectVacated"]
 
 
 # What holds for every history.
@@ -523,18 +670,30 @@ def test_the_histories_of_these_tests_reach_every_state() -> None:
     @settings(max_examples=300, database=None, derandomize=True)
     @given(HISTORIES)
     def look(life: Life) -> None:
-        if life.now.instance.uid:
-            seen.add(status(life))
+        instance = Instance()
+        # The facts of one decision have one time, and nobody sees between them.
+        decisions = groupby(life.history.stream(f"instance/{UID}"), attrgetter("record_time"))
+        for at, said in decisions:
+            for record in said:
+                instance = aggregate.evolve(instance, record.message, at)  # type: ignore[arg-type]
+            seen.add(short(aggregate.view(instance).status))
 
     look()
     assert seen == {
         ("PENDING", "DECLARED", "RUNNING"),
         ("PENDING", "QUEUED", "RUNNING"),
+        ("STARTING", "UNSPECIFIED", "RUNNING"),
+        ("STARTING", "PREPARING", "RUNNING"),
+        ("STARTING", "BACKOFF", "RUNNING"),
+        ("RUNNING", "UNSPECIFIED", "RUNNING"),
+        ("RUNNING", "UNREADY", "RUNNING"),
         ("STOPPING", "UNSPECIFIED", "STOPPED"),
         ("STOPPING", "RESTARTING", "RUNNING"),
         ("STOPPING", "DELETING", "STOPPED"),
         ("STOPPED", "UNSPECIFIED", "STOPPED"),
+        ("STOPPED", "DELETING", "STOPPED"),
         ("FAILED", "UNSPECIFIED", "STOPPED"),
+        ("FAILED", "DELETING", "STOPPED"),
     }
 
 
@@ -553,12 +712,13 @@ def test_a_report_never_raises(life: Life, report: Decide) -> None:
     report(life.now)
 
 
-@given(HISTORIES, CODES)
-def test_a_report_about_another_attempt_adds_nothing(life: Life, code: str) -> None:
+@given(HISTORIES, MADE)
+def test_a_report_about_another_attempt_adds_nothing(
+    life: Life, report: Callable[[int], Decide]
+) -> None:
     attempt = life.now.instance.attempt
     for other in (attempt - 1, attempt + 1):
-        assert queued(other, code)(life.now) == []
-        assert refused(other, code)(life.now) == []
+        assert report(other)(life.now) == []
 
 
 @given(HISTORIES)
@@ -571,7 +731,36 @@ def test_a_living_instance_has_exactly_one_workload_that_was_not_refused(life: L
         last = f"workload/{life.now.instance.workload_uid}"
         assert declared[-1].stream == last
         stopping = life.now.instance.state == api.STATE_STOPPING
-        assert (last in withdrawn) is stopping
+        drained = any(
+            isinstance(record.message, api.InstanceDraining)
+            and record.message.attempt == life.now.instance.attempt
+            for record in life.history.records
+        )
+        assert (last in withdrawn or drained) is stopping
+
+
+@given(HISTORIES)
+def test_a_volume_outlives_every_attempt_and_goes_before_its_instance(life: Life) -> None:
+    there, withdrawn = "", False
+    for place, record in enumerate(life.history.records):
+        match record.message:
+            case workload.VolumeDeclared(volume=volume):
+                assert there == ""
+                there, withdrawn = volume.uid, False
+            case workload.WorkloadDeclared(workload=declared):
+                (mount,) = declared.groups[0].mounts
+                assert mount.volume.volume_uid == there
+            case workload.VolumeWithdrawn() as said:
+                before = Life()
+                before.history.records = life.history.records[:place]
+                assert (said.uid, before.now.instance.lives) == (there, False)
+                assert not withdrawn
+                withdrawn = True
+            case api.InstanceVolumeEnded() as said:
+                assert said.volume_uid == there
+                there = ""
+            case api.InstanceDeleted():
+                assert withdrawn or there == ""
 
 
 @given(HISTORIES, st.randoms())

@@ -1,0 +1,214 @@
+"""What is wrong with the fields of a request, in words that follow `it`: the rule, not its notation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import protovalidate
+from google.protobuf.message import Message
+from protovalidate import Validator
+
+from chassis.refusals import Violation
+
+VALUE_LENGTH_MAX: Final = 200
+
+# How patterns write a name (an RFC 1123 label), with its greatest length less two or one, or as it is.
+_NAME: Final = re.compile(
+    r"\[a-z\]\(\[a-z0-9-\]\{0,(?P<inner>\d+)\}\[a-z0-9\]\)\?"
+    r"|\[a-z\]\[a-z0-9-\]\{0,(?P<behind>\d+)\}"
+    r"|\[a-z0-9-\]\{1,(?P<all>\d+)\}"
+)
+_COLLECTION: Final = "[a-zA-Z]+"
+_OPTIONAL: Final = re.compile(r"\^\((?P<whole>.*)\)\?\$")
+# Of a pattern whose names are put into words, what is left has to be plain text and choices.
+_PLAIN: Final = re.compile(r"[a-z0-9/(){}|-]*")
+# Patterns that are no names of resources.
+_WORDS: Final = {
+    "[a-z][a-z0-9_./-]{0,62}": "must be lower-case letters, digits and `_./-`, beginning with a "
+    "letter, at most 63",
+    "[A-Za-z0-9_.-]{0,63}": "must be letters, digits and `_.-`, at most 63",
+    "[A-Za-z_][A-Za-z0-9_]{0,127}": "must be letters, digits and `_`, not beginning with a digit, "
+    "at most 128",
+    "[A-Za-z0-9][A-Za-z0-9._-]{0,62}": "must be letters, digits and `._-`, beginning with a letter "
+    "or a digit, at most 63",
+    "([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})": "must be `*`, or letters, digits and `._-`, beginning "
+    "with a letter or a digit, at most 63",
+    "[A-Z][A-Z0-9_]{0,62}": "must be upper-case letters, digits and `_`, beginning with a letter, "
+    "at most 63",
+    "[A-Z]{3}": "must be three upper-case letters",
+    "[0-7][0-9a-hjkmnp-tv-z]{25}": "must be 26 lower-case base32 characters",
+    "clusters/[0-7][0-9a-hjkmnp-tv-z]{25}": "must be clusters/ and 26 lower-case base32 characters",
+    "[a-z]+/[a-z0-9]{1,26}": "must be {service}/{shard}",
+    "[a-z]+/[a-z]+": "must be {service}/{service}",
+    "[a-z]+/[a-z0-9_-]{1,80}": "must be {kind}/{uid}",
+    "users/{user}/tokens/tok_[0-9a-z]{26}": "must be users/{user}/tokens/{token}, the last part the "
+    "token's uid",
+    r"[^\p{Cc}\p{Zl}\p{Zp}]*": "must hold no control characters and no line breaks",
+    r"([^\p{Cc}]|[\t\n\r])*": "must hold no control characters but line breaks and tabs",
+    r"/[^\x00]*": "must begin with `/`",
+    "sha256:[0-9a-f]{64}": "must be `sha256:` and 64 hexadecimal digits",
+}
+
+
+def faults(request: Message, validator: Validator) -> list[Violation]:
+    """Every field that breaks a rule, and every text that holds U+0000, each once."""
+    nul = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
+    told = {one.field for one in nul}
+    broken = ((_path(one), one) for one in validator.collect_violations(request))
+    return nul + [
+        Violation(path, _words(one, request), one.proto.rule_id)
+        for path, one in broken
+        if path not in told
+    ]
+
+
+def shown(request: Message, path: str) -> tuple[str, str]:
+    """
+    The value of a field as text, and how a sentence shows it: texts quoted, enums by name.
+
+    Both are empty where it is no plain one.
+    """
+    found: object = request
+    for name in path.split("."):
+        field = found.DESCRIPTOR.fields_by_name.get(name) if isinstance(found, Message) else None
+        if field is None or field.is_repeated:
+            return "", ""
+        enum, found = field.enum_type, getattr(found, name)
+    if isinstance(found, str):
+        text = found[:VALUE_LENGTH_MAX]
+        return text, repr(text)
+    if isinstance(found, Message | bytes):
+        return "", ""
+    if enum is not None and isinstance(found, int) and found in enum.values_by_number:
+        found = enum.values_by_number[found].name
+    return str(found), str(found)
+
+
+def pattern_words(pattern: str) -> str | None:
+    """Say what a pattern asks for; None where there are no words for it."""
+    optional = _OPTIONAL.fullmatch(pattern)
+    if optional is not None and _is_balanced(optional["whole"]):
+        words = _pattern_words(optional["whole"])
+        return words and words.replace("must be ", "must be empty or ", 1)
+    return _pattern_words(pattern.removeprefix("^").removesuffix("$"))
+
+
+def _pattern_words(pattern: str) -> str | None:
+    limits: list[str] = []
+
+    def name(match: re.Match[str]) -> str:
+        inner, behind, whole = match.group("inner", "behind", "all")
+        limits.append(str(int(inner) + 2 if inner else int(behind) + 1 if behind else int(whole)))
+        return "{" + _singular(pattern[: match.start()]) + "}"
+
+    template = _NAME.sub(name, pattern).replace(_COLLECTION, "{collection}")
+    if template in _WORDS:
+        return _WORDS[template]
+    if not limits or not _PLAIN.fullmatch(template):
+        return None
+    kinds = "lower-case letters, digits and '-', beginning with a letter and not ending with '-'"
+    most = " and ".join(dict.fromkeys(limits))
+    if template == "{name}":
+        return f"must be {kinds}, at most {most}"
+    return f"must be {template}: names of {kinds}, at most {most}"
+
+
+def _singular(before: str) -> str:
+    """What a name behind `…/projects/` is called; choices and groups in between are passed over."""
+    collection = re.search(r"([a-z]+)s/\(?$", before)
+    return "name" if collection is None else collection[1]
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _words(found: protovalidate.Violation, request: Message) -> str:
+    rule, asked = found.proto.rule_id, found.rule_value
+    names = _enum(found, request)
+    match rule:
+        case "string.pattern":
+            return pattern_words(str(asked)) or f"must match the pattern `{asked}`"
+        case "string.min_len" if asked == 1:
+            return "must not be empty"
+        case "string.in":
+            return _one_of(asked)
+        case "enum.defined_only" if names:
+            return _one_of(list(names.values()))
+        case "enum.in" if names:
+            return _one_of([name for number, name in names.items() if number in asked])
+        case "enum.not_in" if names:
+            return _one_of([name for number, name in names.items() if number not in asked])
+        case "map.max_pairs":
+            return f"must have at most {asked} entries"
+        case _:
+            # `value must …` and `must …` both come.
+            return f"{found.proto.message}".removeprefix("value ")
+
+
+def _one_of(choices: Sequence[str]) -> str:
+    named = [choice for choice in choices if choice]
+    return f"must be {'one of ' if len(named) > 1 else ''}{', '.join(named)}" + (
+        ", or empty" if len(named) < len(choices) else ""
+    )
+
+
+def _enum(found: protovalidate.Violation, request: Message) -> Mapping[int, str]:
+    """Names by number of the enum of the field that broke a rule; empty where it is none."""
+    path, kind = found.proto.field, request.DESCRIPTOR
+    names: Mapping[int, str] = {}
+    for element in path.elements if path is not None else ():
+        field = kind.fields_by_name.get(element.field_name)
+        if field is None:
+            return {}
+        enum, kind = field.enum_type, field.message_type or kind
+        names = {} if enum is None else {one.number: one.name for one in enum.values if one.number}
+    return names
+
+
+def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
+    """Find strings that hold U+0000, which PostgreSQL cannot store and would fail a whole batch for."""
+    for where, text in texts(message, path):
+        if "\0" in text:
+            yield Violation(where, "must not hold the character U+0000", "string.no_nul")
+
+
+def texts(message: Message, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a message with the path of its field; a map's keys and values under the same one."""
+    for one, value in message.ListFields():
+        where = f"{path}.{one.name}" if path else one.name
+        if one.message_type is not None and one.message_type.GetOptions().map_entry:
+            for key, entry in value.items():
+                named = f"{where}[{key!r}]"
+                if isinstance(entry, Message):
+                    yield from texts(entry, named)
+                    yield named, str(key)
+                else:
+                    yield named, f"{key}{entry}" if isinstance(entry, str) else str(key)
+            continue
+        for place, item in enumerate(value if one.is_repeated else (value,)):
+            named = f"{where}[{place}]" if one.is_repeated else where
+            if isinstance(item, Message):
+                yield from texts(item, named)
+            elif isinstance(item, str):
+                yield named, item
+
+
+def _path(violation: protovalidate.Violation) -> str:
+    """Write the field path of a violation as `instance.spec.ports[0].name`."""
+    parts: list[str] = []
+    found = violation.proto.field
+    for element in found.elements if found is not None else ():
+        text = element.field_name
+        subscript = element.subscript
+        if subscript is not None:
+            text += f"[{subscript.value!r}]"
+        parts.append(text)
+    return ".".join(parts)

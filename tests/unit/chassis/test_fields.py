@@ -1,0 +1,120 @@
+"""What is wrong with a request is said in words, and no U+0000 gets past the door."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.message import Message
+from protovalidate import Validator
+
+from chassis.fields import faults, nul_fields, pattern_words, shown
+from fermion.api.instances import v1 as instances
+from fermion.api.journal import v1 as journal
+from fermion.api.projects import v1 as projects
+
+NAMES = "lower-case letters, digits and '-', beginning with a letter and not ending with '-'"
+
+
+def said(request: Message) -> dict[str, str]:
+    """What is said of each field."""
+    return {found.field: found.description for found in faults(request, Validator())}
+
+
+def test_a_name_that_breaks_a_pattern_is_told_the_rule_in_words() -> None:
+    assert said(projects.CreateUserRequest(user_id="A_")) == {
+        "user_id": f"must be {NAMES}, at most 63"
+    }
+    assert said(instances.GetInstanceRequest(name="lab")) == {
+        "name": "must be projects/{project}/instances/{instance}: "
+        f"names of {NAMES}, at most 40 and 63"
+    }
+    asked = instances.CreateInstanceRequest(parent="projects/a", instance_id="a")
+    asked.instance.spec.kind = instances.KIND_NOTEBOOK
+    asked.instance.spec.template = "x"
+    asked.instance.labels["team"] = "a b"
+    assert said(asked) == {
+        "instance.labels['team']": "must be letters, digits and `_.-`, at most 63",
+        "instance.spec.template": "must be empty or templates/{template}: "
+        f"names of {NAMES}, at most 63",
+    }
+    assert said(journal.ReadLogRequest(journal="x")) == {"journal": "must be {service}/{shard}"}
+
+
+def test_a_choice_is_told_by_its_names() -> None:
+    asked = projects.SetMemberRequest(parent="projects/a", user="users/a")
+    roles = "ROLE_BILLING_VIEWER, ROLE_VIEWER, ROLE_EDITOR, ROLE_ADMIN"
+    for role in (0, 77):
+        asked.role = role  # type: ignore[assignment]
+        assert said(asked) == {"role": f"must be one of {roles}"}
+    assert shown(asked, "role") == ("77", "77")
+    service = projects.User(platform_role=projects.PLATFORM_ROLE_SERVICE)
+    asked_user = projects.CreateUserRequest(user_id="a", user=service)
+    assert said(asked_user) == {
+        "user.platform_role": "must be one of PLATFORM_ROLE_USER, PLATFORM_ROLE_ADMIN"
+    }
+    assert shown(asked_user, "user.platform_role")[1] == "PLATFORM_ROLE_SERVICE"
+    order = "name, name desc, create_time, create_time desc"
+    assert said(projects.ListProjectsRequest(order_by="age")) == {
+        "order_by": f"must be one of {order}, or empty"
+    }
+
+
+def test_what_is_missing_too_much_or_too_many_is_said_so() -> None:
+    assert said(projects.UpdateProjectRequest()) == {"project": "is required"}
+    key = projects.SigningKey(public_key=bytes(32))
+    assert said(projects.AddSigningKeyRequest(key=key)) == {"key.kid": "must not be empty"}
+    project = projects.Project(labels={f"k{number}": "v" for number in range(33)})
+    asked = projects.CreateProjectRequest(project_id="a", project=project)
+    assert said(asked) == {"project.labels": "must have at most 32 entries"}
+
+
+@pytest.mark.parametrize("letter", ["\x00", "\x07", "\x1b", "\x7f", "\x9b", "\u2028", "\n"])
+def test_a_name_as_shown_is_one_line_without_control_characters(letter: str) -> None:
+    project = projects.Project(display_name=f"a{letter}b")
+    asked = projects.CreateProjectRequest(project_id="a", project=project)
+    assert list(said(asked)) == ["project.display_name"]
+    (found,) = faults(asked, Validator())
+    assert found.rule == ("string.no_nul" if letter == "\0" else "string.pattern")
+
+
+def test_a_description_may_have_lines_and_no_other_control_characters() -> None:
+    project = projects.Project(description="one\n\ttwo\r\nдва 二 \U0001f469\u200d\U0001f4bb")
+    asked = projects.CreateProjectRequest(project_id="a", project=project)
+    assert said(asked) == {}
+    project.description = "\x1b[2J"
+    asked.project.CopyFrom(project)
+    assert said(asked) == {
+        "project.description": "must hold no control characters but line breaks and tabs"
+    }
+
+
+def test_a_value_is_shown_as_what_it_is() -> None:
+    asked = projects.ListProjectsRequest(order_by="it's", page_size=-1)
+    assert shown(asked, "order_by") == ("it's", '"it\'s"')
+    assert shown(asked, "page_size") == ("-1", "-1")
+    for path in ("", "nothing", "order_by.deeper"):
+        assert shown(asked, path) == ("", "")
+
+
+@pytest.mark.parametrize("pattern", ["^a+$", "^[0-9]{3}$", "^(a|[b-c])$", "^(a)(b)?$"])
+def test_a_pattern_without_words_is_not_put_into_wrong_ones(pattern: str) -> None:
+    assert pattern_words(pattern) is None
+
+
+def test_a_nul_is_found_wherever_it_hides() -> None:
+    request = instances.CreateInstanceRequest(parent="a\0b", instance_id="fine")
+    request.instance.labels["team"] = "a\0b"
+    request.instance.labels["k\0"] = "fine"
+    request.instance.spec.ports.add(name="fine")
+    request.instance.spec.ports.add(name="a\0b")
+    found = [violation.field for violation in nul_fields(request)]
+    assert sorted(found) == [
+        "instance.labels['k\\x00']",
+        "instance.labels['team']",
+        "instance.spec.ports[1].name",
+        "parent",
+    ]
+
+
+def test_bytes_may_hold_any_byte() -> None:
+    key = projects.SigningKey(kid="k", public_key=bytes(32))
+    assert list(nul_fields(projects.AddSigningKeyRequest(key=key))) == []
