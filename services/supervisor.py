@@ -34,6 +34,7 @@ from chassis.postgres import create_database
 from chassis.process import EXIT_REFUSED
 from chassis.refusals import Refused
 from chassis.telemetry import METRICS
+from services.executor.ground import cluster_uid
 from services.serve import TARGETS
 
 DEFAULT_PORT: Final = 7443

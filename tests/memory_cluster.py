@@ -761,6 +761,13 @@ class MemoryCluster:
             session.kill()
             found.sessions.remove(session)
 
+    async def access(self, replica: str) -> Mapping[str, str]:
+        """How its ports are opened."""
+        found = self._world.replicas.get(replica)
+        if found is None or found.process is None:
+            raise Gone(replica)
+        return {name: f"http://{address}/" for name, address in found.ports.items()}
+
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used."""
         return {

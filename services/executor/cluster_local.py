@@ -360,6 +360,21 @@ class LocalCluster:
         async with inside(found, start, command, tty=tty, rows=rows, columns=columns) as session:
             yield session
 
+    async def access(self, replica: str) -> Mapping[str, str]:
+        """How the ports of a replica are opened."""
+        found = await _away(self._find, replica)
+        record = found.record() if found else None
+        if found is None or record is None or not record.runs or record.runs[-1][1] is not None:
+            raise Gone(replica)
+        spoken = {port.name: port.protocol for port in found.group.ports}
+        token = found.spec.one("token_variable") and self._token_of(replica)
+        return {
+            name: address
+            if spoken.get(name) in (api.Port.PROTOCOL_TCP, api.Port.PROTOCOL_GRPC)
+            else f"http://{address}/" + (f"?token={token}" if token else "")
+            for name, address in found.addresses().items()
+        }
+
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used."""
         return await _away(self._used)
