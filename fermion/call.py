@@ -30,7 +30,7 @@ CHANNEL_OPTIONS: Final = (
 )
 
 # What asks without changing anything is always safe to ask again.
-_READS: Final = ("Get", "List", "Watch", "Read", "WhoAmI", "Audit")
+_READS: Final = ("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit")
 # The call may have happened, or may not; with a request_id, asking again is the same request.
 _UNCLEAR: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -101,8 +101,7 @@ class Attempts:
 
     def failed(self, error: grpc.RpcError) -> float:
         """Answer after how many seconds to send it again, or raise what it came to."""
-        found = from_call(error, self._place.address, self.request_id)
-        self._place.answered |= found.reason != "SERVER_NOT_THERE"
+        found = self.failure(error)
         delay = max(found.retry_seconds, self._backoff * random.uniform(0.5, 1.0))
         self._backoff = min(2 * self._backoff, BACKOFF_SECONDS_MAX)
         patience = self._place.timeout
@@ -115,6 +114,21 @@ class Attempts:
                 self._place.positions.forget()
             raise found from error
         return delay
+
+    def failure(self, error: grpc.RpcError) -> Error:
+        """What it came to."""
+        found = from_call(error, self._place.address, self.request_id)
+        self._place.answered |= found.reason != "SERVER_NOT_THERE"
+        return found
+
+    def stood(self, since: float, initial: Iterable[tuple[str, str | bytes]] | None) -> None:
+        """
+        Begin anew where a stream that was asked for at `since` has broken after it had stood.
+
+        It may have been silent for longer than a deadline is; what counts is how long it stays away.
+        """
+        if time.monotonic() - since > BACKOFF_SECONDS_MAX and let_in(initial):
+            self.begin()
 
     def _again(self, code: grpc.StatusCode, found: Error) -> bool:
         if found.reason == "TOO_MANY_RACES":
@@ -132,3 +146,8 @@ class Attempts:
                 name, _, position = str(value).partition("=")
                 answered[name] = int(position)
         self._place.positions.remember(answered)
+
+
+def let_in(initial: Iterable[tuple[str, str | bytes]] | None) -> bool:
+    """Whether a stream was let in: the platform says so at once, before anything is answered."""
+    return any(key == "x-request-id" for key, _ in initial or ())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
 from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
+from fermion.executor import Runtime
 from fermion.instances import Instances
 from fermion.journals import Journals
 from fermion.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
@@ -59,6 +62,7 @@ class Line:
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = None if deadline is None else max(0.05, deadline - time.monotonic())
+            since = time.monotonic()
             call = method(request, timeout=left, metadata=attempts.metadata())
             try:
                 for answer in call:
@@ -68,14 +72,64 @@ class Line:
                     yield answer
                 return
             except grpc.RpcError as error:
+                attempts.stood(since, call.initial_metadata())
                 delay = attempts.failed(error)
             finally:
+                call.cancel()
+            self.pause(delay)
+
+    def exchange(
+        self,
+        method: grpc.StreamStreamMultiCallable[Asked, Answer],
+        first: Asked,
+        more: Iterator[Asked],
+    ) -> Generator[Answer, None, None]:
+        """
+        Send and read at the same time: `first`, and `more` from when the call was let in.
+
+        What was not let in, so that nothing was done, is sent again as long as the platform says so;
+        what has begun is never begun anew. Left early, it is cancelled. `more` is drawn from in
+        another thread.
+        """
+        attempts = Attempts(self.place, first)
+        while True:
+            requests = _Requests(first, more)
+            call = method(requests.each(), metadata=attempts.metadata())
+            try:
+                requests.open = let_in(call.initial_metadata())
+                requests.decided.set()
+                yield from call
+                attempts.succeeded(call.trailing_metadata() or ())
+                return
+            except grpc.RpcError as error:
+                if requests.open:
+                    raise attempts.failure(error) from error
+                delay = attempts.failed(error)
+            finally:
+                requests.decided.set()
                 call.cancel()
             self.pause(delay)
 
     def pause(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)
+
+
+@dataclass
+class _Requests(Generic[Asked]):
+    """What one call sends: the first at once, and none of the others unless it was let in."""
+
+    first: Asked
+    more: Iterator[Asked]
+    open: bool = False
+    decided: threading.Event = field(default_factory=threading.Event)
+
+    def each(self) -> Generator[Asked, None, None]:
+        """In order."""
+        yield self.first
+        self.decided.wait()
+        if self.open:
+            yield from self.more
 
 
 class Client:
@@ -111,6 +165,7 @@ class Client:
         self.quotas = Quotas(self.line("projects"))
         self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
+        self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)
 
     def __enter__(self) -> Client:

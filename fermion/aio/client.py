@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from fermion.aio.executor import Runtime
 from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
 from fermion.aio.projects import Clusters, Keys, Members, Projects, Quotas, Tokens, Users
 from fermion.aio.scheduler import Queue
-from fermion.call import CHANNEL_OPTIONS, Attempts, Place
+from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
 from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
 
 Asked = TypeVar("Asked", bound=Message)
@@ -62,6 +64,7 @@ class AsyncLine:
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = None if deadline is None else max(0.05, deadline - time.monotonic())
+            since = time.monotonic()
             call = method(request, timeout=left, metadata=attempts.metadata())
             try:
                 async for answer in call:
@@ -71,14 +74,65 @@ class AsyncLine:
                     yield answer
                 return
             except grpc.RpcError as error:
+                attempts.stood(since, await call.initial_metadata())
                 delay = attempts.failed(error)
             finally:
+                call.cancel()
+            await self.pause(delay)
+
+    async def exchange(
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[Asked, Answer],
+        first: Asked,
+        more: AsyncIterator[Asked],
+    ) -> AsyncGenerator[Answer, None]:
+        """
+        Send and read at the same time: `first`, and `more` from when the call was let in.
+
+        What was not let in, so that nothing was done, is sent again as long as the platform says so;
+        what has begun is never begun anew. Left early, it is cancelled.
+        """
+        attempts = Attempts(self.place, first)
+        while True:
+            requests = _Requests(first, more)
+            call = method(requests.each(), metadata=attempts.metadata())
+            try:
+                requests.open = let_in(await call.initial_metadata())
+                requests.decided.set()
+                async for answer in call:
+                    yield answer
+                attempts.succeeded(await call.trailing_metadata() or ())
+                return
+            except grpc.RpcError as error:
+                if requests.open:
+                    raise attempts.failure(error) from error
+                delay = attempts.failed(error)
+            finally:
+                requests.decided.set()
                 call.cancel()
             await self.pause(delay)
 
     async def pause(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
+
+
+@dataclass
+class _Requests(Generic[Asked]):
+    """What one call sends: the first at once, and none of the others unless it was let in."""
+
+    first: Asked
+    more: AsyncIterator[Asked]
+    open: bool = False
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def each(self) -> AsyncGenerator[Asked, None]:
+        """In order."""
+        yield self.first
+        await self.decided.wait()
+        if self.open:
+            async for request in self.more:
+                yield request
 
 
 class AsyncClient:
@@ -114,6 +168,7 @@ class AsyncClient:
         self.quotas = Quotas(self.line("projects"))
         self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
+        self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)
 
     async def __aenter__(self) -> AsyncClient:

@@ -26,6 +26,7 @@ COMMANDS = (
     ("whoami", "fermion.cli.people:whoami", "Show who you are and what you may do."),
     ("contexts", "fermion.cli.contexts:app", "Where to call, and as whom."),
     ("instances", "fermion.cli.instances:app", "Development environments."),
+    ("replicas", "fermion.cli.replicas:replicas", "What runs, or ran last, and where."),
     ("templates", "fermion.cli.templates:app", "Pre-configured kinds of instances."),
     ("projects", "fermion.cli.projects:app", "Projects."),
     ("members", "fermion.cli.people:members", "Roles of users in a project."),

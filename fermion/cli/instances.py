@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from fermion.client import Client
 
 app = App(name="instances", help="Development environments.")
+for _name, _home in (
+    ("logs", "fermion.cli.runtime:logs"),
+    ("exec", "fermion.cli.runtime:exec_"),
+    ("shell", "fermion.cli.runtime:shell"),
+    ("top", "fermion.cli.top:top"),
+):
+    app.command(_home, name=_name)
 
 KindName = Literal["notebook", "training", "inference", "custom"]
 StateName = Literal["pending", "starting", "running", "stopping", "stopped", "failed"]

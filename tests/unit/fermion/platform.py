@@ -14,12 +14,14 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from fermion.api.executor.v1 import service_pb2_grpc as executor_grpc
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1 import service_pb2_grpc as instances_grpc
 from fermion.api.journal import v1 as journal
 from fermion.api.journal.v1 import service_pb2_grpc as journal_grpc
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import service_pb2_grpc as projects_grpc
+from tests.unit.fermion.runtime import Running, Runtime
 
 Turn = Callable[[grpc.ServicerContext], None]
 
@@ -47,6 +49,7 @@ class Platform:
     quotas: dict[str, projects.Quota] = field(default_factory=dict)
     clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
+    running: Running = field(default_factory=Running)
     # Of all journals, in the order in which they were recorded.
     facts: list[journal.Record] = field(default_factory=list)
 
@@ -379,12 +382,14 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Plat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FERMION_HOME", str(tmp_path))
     found = Platform()
-    server = grpc.server(ThreadPoolExecutor(8))
+    server = grpc.server(ThreadPoolExecutor(16))
     instances_grpc.add_InstanceServiceServicer_to_server(Instances(found), server)
     projects_grpc.add_UserServiceServicer_to_server(Users(found), server)
     projects_grpc.add_QuotaServiceServicer_to_server(Quotas(found), server)
     projects_grpc.add_ClusterServiceServicer_to_server(Clusters(found), server)
     journal_grpc.add_JournalServiceServicer_to_server(Journals(found), server)
+    runtime = Runtime(found.take, later("SHUTTING_DOWN"), found.running)
+    executor_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield found

@@ -1,0 +1,82 @@
+"""Command lines in pseudo-terminals, without a fork: one breaks what serves gRPC in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pexpect import EOF, fdpexpect
+
+# Makes its input the terminal of its session, and becomes the command.
+LOGIN = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+FERMION = (sys.executable, "-m", "fermion.cli")
+
+
+class Typed:
+    """One command in a terminal of 30 lines of 90 characters."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.ours, theirs = pty.openpty()
+        resize(self.ours, 30, 90)
+        self.process = subprocess.Popen(
+            login(command),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._screen = fdpexpect.fdspawn(self.ours, timeout=30)
+
+    def types(self, text: str) -> None:
+        """Type it, and press enter."""
+        self._screen.send(f"{text}\n")
+
+    def presses(self, key: bytes) -> None:
+        """Press one key."""
+        self._screen.send(key)
+
+    def shows(self, text: str) -> None:
+        """Wait until it is shown."""
+        self._screen.expect_exact(text.encode())
+
+    def ends(self) -> int:
+        """Wait until it has ended; its exit code."""
+        self._screen.expect(EOF)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+        os.close(self.ours)
+
+
+def login(command: Sequence[str]) -> Sequence[str]:
+    """A command that has its input as its terminal."""
+    return [sys.executable, "-IS", "-c", LOGIN, *command]
+
+
+def resize(terminal: int, rows: int, columns: int) -> None:
+    """Give a terminal another size."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
