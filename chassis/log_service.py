@@ -16,7 +16,7 @@ from chassis.queries import Queries
 from chassis.readers import Reader
 from chassis.rebuild import rebuild
 from chassis.refusals import Missing
-from chassis.relay import Relay, portions
+from chassis.relay import portions
 from chassis.rpc import Context, answer_position, meta_of
 from chassis.store import PostgresJournal
 from fermion.api.journal import v1 as api
@@ -38,7 +38,6 @@ class Hosted:
     queries: Queries
     rows: Path
     bus: Bus
-    relay: Relay
     # Grows where a cluster is enrolled.
     readers: Sequence[Reader]
 
@@ -105,7 +104,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
                     epoch=head.epoch,
                     head=head.position,
                     published=await _published(hosted),
-                    relay_halted=hosted.relay.halted,
+                    relay_halted=await _halted(hosted),
                     readers=await progress(hosted.database),
                 )
             )
@@ -243,6 +242,12 @@ async def progress(database: Database) -> list[api.ReaderProgress]:
         )
         for row in await database.fetch(_queries["list_checkpoints"])
     ]
+
+
+async def _halted(hosted: Hosted) -> str:
+    """Why the relay stands still, whichever process holds it; empty where it does not."""
+    kept = await hosted.database.fetchval(_queries["read_relay"], hosted.journal.shard)
+    return "" if kept is None else str(kept)
 
 
 async def _published(hosted: Hosted) -> int:

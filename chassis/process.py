@@ -367,7 +367,6 @@ class Process:
                 part.queries,
                 part.target.folder / "migrations" / "rows",
                 part.bus,
-                part.relay,
                 part.readers,
             )
             for part in self._parts
