@@ -141,13 +141,13 @@ class Stage:
 
     @property
     def address(self) -> str:
-        """Where it answers."""
-        return str(self.context()["address"])
+        """Where it answers; its first process, where there are several."""
+        return str(self.context()["address"]).split(",")[0]
 
     def address_of(self, service: str) -> str:
-        """Where one service answers."""
+        """Where one service answers; its first process, where it has several."""
         found = self.context().get("addresses")
-        return str(found[service]) if isinstance(found, dict) else self.address
+        return str(found[service]).split(",")[0] if isinstance(found, dict) else self.address
 
     @property
     def token(self) -> str:
