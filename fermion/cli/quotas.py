@@ -106,11 +106,11 @@ class Wish:
 
 COLUMNS: tuple[Column[api.Quota], ...] = (
     Column("WHOSE", lambda one: _scope(one)),
-    Column("GPU", lambda one: _several(one, "gpu_milli/")),
+    Column("GPU", lambda one: _several(one, "gpu_milli/"), crop=True),
     Column("CPU", lambda one: _several(one, "cpu_milli")),
     Column("MEMORY", lambda one: _several(one, "memory_bytes")),
     Column("STORAGE", lambda one: _several(one, "storage_bytes")),
-    Column("WORKLOADS", lambda one: _several(one, "workloads/")),
+    Column("WORKLOADS", lambda one: _several(one, "workloads/"), crop=True),
     Column("ETAG", lambda one: one.etag, wide=True),
 )
 
