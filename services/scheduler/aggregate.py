@@ -176,8 +176,7 @@ def enqueue(entry: Entry, *, declared: workload.Workload) -> list[Fact]:
     """It shall run: it waits until the next pass has looked at it."""
     if entry.declared is not None or entry.refused:
         return []
-    arrived = workload.Reason(code=ARRIVED, message="It has just arrived.")
-    return [_queued(declared, arrived)]
+    return [_queued(declared, arrived())]
 
 
 def relabel(entry: Entry, *, labels: Mapping[str, str]) -> list[Fact]:
@@ -190,7 +189,7 @@ def relabel(entry: Entry, *, labels: Mapping[str, str]) -> list[Fact]:
     relabelled.labels.update(labels)
     if entry.cluster:
         return [_admitted(entry, relabelled)]
-    return [_queued(relabelled, entry.reason or workload.Reason(code=ARRIVED))]
+    return [_queued(relabelled, entry.reason or arrived())]
 
 
 def scale(entry: Entry, *, role: str, replicas: int) -> list[Fact]:
@@ -206,7 +205,7 @@ def scale(entry: Entry, *, role: str, replicas: int) -> list[Fact]:
     if scaled == declared:
         return []
     if not entry.cluster:
-        return [_queued(scaled, entry.reason or workload.Reason(code=ARRIVED))]
+        return [_queued(scaled, entry.reason or arrived())]
     fewer = {**entry.replicas, role: min(entry.replicas.get(role, 0), replicas)}
     placed = place_by_role(declared, entry.replicas, entry.nodes)
     placed[role] = placed.get(role, ())[: fewer[role]]
@@ -388,6 +387,11 @@ def _queued(declared: workload.Workload, reason: workload.Reason) -> workload.Wo
         project=declared.project,
         workload=declared,
     )
+
+
+def arrived() -> workload.Reason:
+    """Nobody has looked at it yet."""
+    return workload.Reason(code="ARRIVED", message="It has just arrived.")
 
 
 def _copy(declared: workload.Workload) -> workload.Workload:

@@ -143,7 +143,8 @@ async def running(
         **settings,
     }
     # An executor needs a cluster of its own: who wants one names it, and says where it is.
-    chosen = services or tuple(name for name, one in targets.items() if one.shard is None)
+    whole = targets is not TARGETS
+    chosen = services or tuple(name for name, one in targets.items() if whole or one.shard is None)
     process = Process(targets, chosen, environment)
     task = asyncio.create_task(process.run(), name="platform")
     ready = asyncio.create_task(process.ready.wait(), name="platform ready")
