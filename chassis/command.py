@@ -131,6 +131,20 @@ async def rehearse(
     return preview(state, facts)
 
 
+def must_be_the_same(request: Request, answered: Remembered) -> None:
+    """Raise `Invalid` (REQUEST_ID_REUSED) where a remembered request was another one."""
+    if answered.digest != request.digest:
+        raise Invalid(
+            "REQUEST_ID_REUSED",
+            f"request_id {request.request_id} was used before for another {request.method}.",
+            violations=(
+                Violation("request_id", "was used before with another body", "request_id.unique"),
+            ),
+            next_step="Send a new request_id, or the first request unchanged.",
+            request_id=request.request_id,
+        )
+
+
 def _version(records: Sequence[Recorded]) -> int:
     return records[-1].version if records else 0
 
@@ -142,16 +156,7 @@ async def _replay(
     request: Request,
     answered: Remembered,
 ) -> Decided[State]:
-    if answered.digest != request.digest:
-        raise Invalid(
-            "REQUEST_ID_REUSED",
-            f"request_id {request.request_id} was used before for another {request.method}.",
-            violations=(
-                Violation("request_id", "was used before with another body", "request_id.unique"),
-            ),
-            next_step="Send a new request_id, or the first request unchanged.",
-            request_id=request.request_id,
-        )
+    must_be_the_same(request, answered)
     outcome: Outcome = answered.outcome
     then = (outcome.stream, *names[1:])
     loaded = await journal.load(then)

@@ -39,7 +39,8 @@ class Common:
     address: str = setting(
         "FERMION_ADDRESS",
         "127.0.0.1:7443",
-        "Where services find each other; FERMION_ADDRESS_<SERVICE> says it for one.",
+        "Where services find each other; FERMION_ADDRESS_<SERVICE> says it for one. Several ip:port, "
+        "separated by commas, are tried in turn.",
     )
     public_keys: Path = setting(
         "FERMION_PUBLIC_KEYS", Path(), "File with the JWKS that tokens are checked with at first."

@@ -10,14 +10,14 @@ from chassis.audit import audit
 from chassis.bus import Away, Bus
 from chassis.envelope import to_record
 from chassis.journal import Book
-from chassis.parking import resume, skip
+from chassis.parking import halted, parked, resume, skip
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.readers import Reader
 from chassis.rebuild import rebuild
 from chassis.refusals import Missing
-from chassis.relay import Relay, portions
-from chassis.rpc import Context, answer_position, meta_of
+from chassis.relay import portions
+from chassis.rpc import Context, answer_position, meta_of, request_of
 from chassis.store import PostgresJournal
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
@@ -38,7 +38,6 @@ class Hosted:
     queries: Queries
     rows: Path
     bus: Bus
-    relay: Relay
     # Grows where a cluster is enrolled.
     readers: Sequence[Reader]
 
@@ -105,7 +104,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
                     epoch=head.epoch,
                     head=head.position,
                     published=await _published(hosted),
-                    relay_halted=hosted.relay.halted,
+                    relay_halted=await _relay_halted(hosted),
                     readers=await progress(hosted.database),
                 )
             )
@@ -124,10 +123,15 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     async def RebuildProjection(
         self, request: api.RebuildProjectionRequest, context: Context
     ) -> api.RebuildProjectionResponse:
-        """Fold the read model from zero, compare, and swap it in."""
+        """Fold the read model from zero, compare, and swap it in unless it is only looked at."""
         hosted = self._find(request.journal)
         done = await rebuild(
-            hosted.database, hosted.journal, hosted.book, hosted.queries, hosted.rows
+            hosted.database,
+            hosted.journal,
+            hosted.book,
+            hosted.queries,
+            hosted.rows,
+            swap=not request.validate_only,
         )
         return api.RebuildProjectionResponse(
             live_hash=done.live_hash, rebuilt_hash=done.rebuilt_hash, folded=done.folded
@@ -166,6 +170,14 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     ) -> api.SkipParkedFactResponse:
         """Give one parked fact up; that is a fact."""
         hosted, _ = self._reader(request.reader, request.journal)
+        if request.validate_only:
+            await parked(
+                hosted.database,
+                reader=request.reader,
+                source=request.journal,
+                position=request.position,
+            )
+            return api.SkipParkedFactResponse()
         position = await skip(
             hosted.journal,
             hosted.database,
@@ -174,6 +186,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
             position=request.position,
             reason=request.reason,
             meta=meta_of(context, request),
+            request=request_of(context, request),
         )
         answer_position(context, hosted.journal.name, position)
         return api.SkipParkedFactResponse()
@@ -183,12 +196,16 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     ) -> api.ResumeReaderResponse:
         """Let a halted reader go on; that is a fact."""
         hosted, _ = self._reader(request.reader, request.journal)
+        if request.validate_only:
+            await halted(hosted.database, reader=request.reader, source=request.journal)
+            return api.ResumeReaderResponse()
         position = await resume(
             hosted.journal,
             hosted.database,
             reader=request.reader,
             source=request.journal,
             meta=meta_of(context, request),
+            request=request_of(context, request),
         )
         answer_position(context, hosted.journal.name, position)
         return api.ResumeReaderResponse()
@@ -243,6 +260,12 @@ async def progress(database: Database) -> list[api.ReaderProgress]:
         )
         for row in await database.fetch(_queries["list_checkpoints"])
     ]
+
+
+async def _relay_halted(hosted: Hosted) -> str:
+    """Why the relay stands still, whichever process holds it; empty where it does not."""
+    kept = await hosted.database.fetchval(_queries["read_relay"], hosted.journal.shard)
+    return "" if kept is None else str(kept)
 
 
 async def _published(hosted: Hosted) -> int:

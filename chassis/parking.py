@@ -6,8 +6,9 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
+from chassis.command import must_be_the_same
 from chassis.envelope import Meta
-from chassis.journal import Command, Journal, Overtaken, Place, Unpark
+from chassis.journal import Command, Journal, Overtaken, Place, Remembered, Request, Unpark
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.refusals import Missing
@@ -29,6 +30,14 @@ def place_operation(fact: Message) -> Place | None:
     return None
 
 
+async def parked(database: Database, *, reader: str, source: str, position: int) -> str:
+    """The stream of a parked fact; `Missing` (FACT_NOT_PARKED) where it is none."""
+    row = await database.fetchrow(_queries["parked_fact"], reader, source, position)
+    if row is None:
+        raise _not_parked(reader, source, position)
+    return str(row["stream"])
+
+
 async def skip(
     journal: Journal,
     database: Database,
@@ -38,27 +47,35 @@ async def skip(
     position: int,
     reason: str,
     meta: Meta,
+    request: Request | None = None,
 ) -> int:
-    """Give one parked fact up for good; the position of the fact that says so."""
-    row = await database.fetchrow(_queries["parked_fact"], reader, source, position)
-    if row is None:
-        raise _not_parked(reader, source, position)
-    said = api.ParkedFactSkipped(
-        reader=reader, journal=source, position=position, stream=row["stream"], reason=reason
-    )
+    """
+    Give one parked fact up for good; a position that holds the fact that says so.
+
+    A request that was answered before is answered again.
+    """
     try:
-        committed = await journal.append(
-            Command((said,), meta, unpark=Unpark(reader, source, position, skipped=True))
+        await _not_answered(journal, request)
+        stream = await parked(database, reader=reader, source=source, position=position)
+        said = api.ParkedFactSkipped(
+            reader=reader, journal=source, position=position, stream=stream, reason=reason
         )
+        command = Command(
+            (said,),
+            meta,
+            request=request,
+            subject=stream_of(reader, source),
+            unpark=Unpark(reader, source, position, skipped=True),
+        )
+        return (await journal.append(command)).position
     except Overtaken as error:
         raise _not_parked(reader, source, position) from error
-    return committed.position
+    except Remembered as answered:
+        return await _again(journal, request, answered)
 
 
-async def resume(
-    journal: Journal, database: Database, *, reader: str, source: str, meta: Meta
-) -> int:
-    """Let a halted reader go on; the position of the fact that says so."""
+async def halted(database: Database, *, reader: str, source: str) -> str:
+    """Why a reader stands still; `Missing` (READER_NOT_HALTED) where it does not."""
     row = await database.fetchrow(_queries["read_checkpoint"], reader, source)
     if row is None or row["halted"] is None:
         raise Missing(
@@ -68,9 +85,50 @@ async def resume(
             reader=reader,
             journal=source,
         )
-    said = api.ReaderResumed(reader=reader, journal=source, halted=row["halted"])
-    committed = await journal.append(Command((said,), meta, resume=(reader, source)))
-    return committed.position
+    return str(row["halted"])
+
+
+async def resume(
+    journal: Journal,
+    database: Database,
+    *,
+    reader: str,
+    source: str,
+    meta: Meta,
+    request: Request | None = None,
+) -> int:
+    """
+    Let a halted reader go on; a position that holds the fact that says so.
+
+    A request that was answered before is answered again.
+    """
+    try:
+        await _not_answered(journal, request)
+        why = await halted(database, reader=reader, source=source)
+        said = api.ReaderResumed(reader=reader, journal=source, halted=why)
+        command = Command(
+            (said,),
+            meta,
+            request=request,
+            subject=stream_of(reader, source),
+            resume=(reader, source),
+        )
+        return (await journal.append(command)).position
+    except Remembered as answered:
+        return await _again(journal, request, answered)
+
+
+async def _not_answered(journal: Journal, request: Request | None) -> None:
+    """Raise `Remembered` where it was: what it changed is not there to be found any more."""
+    answered = None if request is None else await journal.remembered(request)
+    if answered is not None:
+        raise answered
+
+
+async def _again(journal: Journal, request: Request | None, answered: Remembered) -> int:
+    assert request is not None
+    must_be_the_same(request, answered)
+    return (await journal.head()).position
 
 
 def _not_parked(reader: str, source: str, position: int) -> Missing:

@@ -44,7 +44,7 @@ from chassis.refusals import (
     Violation,
 )
 from chassis.relay import Relay
-from chassis.remote import LocalLog, RemoteLog
+from chassis.remote import LocalLog, RemoteLog, channel_to
 from chassis.rpc import Reached, Server, door
 from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
@@ -333,17 +333,12 @@ class Process:
         if journal == reader.journal.name:
             return LocalLog(reader.journal), reader.bus
         service = journal.split("/")[0]
-        address = self._environment.get(f"FERMION_ADDRESS_{service.upper()}") or self.common.address
-        channel = self._channels.get(address)
+        own = f"FERMION_ADDRESS_{service.upper()}"
+        variable = own if self._environment.get(own) else "FERMION_ADDRESS"
+        addresses = self._environment.get(own) or self.common.address
+        channel = self._channels.get(addresses)
         if channel is None:
-            channel = grpc.aio.insecure_channel(
-                address,
-                options=[
-                    ("grpc.initial_reconnect_backoff_ms", 100),
-                    ("grpc.max_reconnect_backoff_ms", 1000),
-                ],
-            )
-            self._channels[address] = channel
+            channel = self._channels[addresses] = channel_to(variable, addresses)
         token = self.common.service_tokens / f"{reader.target.name}.token"
 
         def read_token() -> str:
@@ -367,7 +362,6 @@ class Process:
                 part.queries,
                 part.target.folder / "migrations" / "rows",
                 part.bus,
-                part.relay,
                 part.readers,
             )
             for part in self._parts

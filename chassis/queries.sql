@@ -208,6 +208,21 @@ SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skip
   FROM checkpoint AS c
  ORDER BY c.reader, c.journal;
 
+-- halt_relay: Tell every process why the relay stands still, since the first time that it said so.
+INSERT INTO relay AS r (log, halted)
+VALUES ($1, $2)
+    ON CONFLICT (log) DO UPDATE SET halted = excluded.halted, at = now()
+ WHERE r.halted <> excluded.halted;
+
+-- resume_relay: Tell every process that the relay goes on.
+DELETE FROM relay
+ WHERE log = $1;
+
+-- read_relay: Why the relay stands still; no row where it does not.
+SELECT halted
+  FROM relay
+ WHERE log = $1;
+
 -- audit_events: What the event table holds in all.
 SELECT count(*) AS events, coalesce(min(position), 0) AS first, coalesce(max(position), 0) AS last,
        count(statement) AS statements

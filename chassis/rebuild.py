@@ -31,10 +31,16 @@ class Rebuilt:
 
 
 async def rebuild(
-    database: Database, journal: PostgresJournal, book: Book, queries: Queries, rows: Path
+    database: Database,
+    journal: PostgresJournal,
+    book: Book,
+    queries: Queries,
+    rows: Path,
+    *,
+    swap: bool = True,
 ) -> Rebuilt:
     """
-    Fold all facts into new tables, the last of them under the head row's lock, and swap.
+    Fold all facts into new tables, the last of them under the head row's lock, and swap if asked to.
 
     While the lock is held nobody appends, so both models are of the same position and may be
     compared. Readers see the old tables until the swap commits, and the new ones after it.
@@ -74,10 +80,12 @@ async def rebuild(
                 moved = after
             live = await _hash(connection, database.rows_schema)
             folded = await _hash(connection, fresh)
-            await connection.execute(f'DROP SCHEMA IF EXISTS "{old}" CASCADE')
-            await connection.execute(f'ALTER SCHEMA "{database.rows_schema}" RENAME TO "{old}"')
-            await connection.execute(f'ALTER SCHEMA "{fresh}" RENAME TO "{database.rows_schema}"')
-        await connection.execute(f'DROP SCHEMA "{old}" CASCADE')
+            if swap:
+                live_name = database.rows_schema
+                await connection.execute(f'DROP SCHEMA IF EXISTS "{old}" CASCADE')
+                await connection.execute(f'ALTER SCHEMA "{live_name}" RENAME TO "{old}"')
+                await connection.execute(f'ALTER SCHEMA "{fresh}" RENAME TO "{live_name}"')
+        await connection.execute(f'DROP SCHEMA "{old if swap else fresh}" CASCADE')
         return Rebuilt(live, folded, moved)
     except LOST as error:
         raise unavailable(error) from error

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from chassis.bus import BATCH_MAX, Away, Bus, Foreign, OutOfSequence
 from chassis.lease import Lease
+from chassis.queries import Queries
 from chassis.refusals import Unavailable
 from chassis.store import PostgresJournal
 from chassis.telemetry import linked_span, recording
@@ -31,6 +34,7 @@ NEXT_STEP = (
 )
 
 _log = logging.getLogger(__name__)
+_queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
 Sized = TypeVar("Sized")
 
@@ -44,7 +48,8 @@ class Relay:
     One loop per journal. Two at once do no harm: the expected last sequence lets one through.
 
     The stream is its own checkpoint: on start, and after any doubt, its last message is read and
-    the copy goes on behind it. `halted` says why it stands still, and is empty while it does not.
+    the copy goes on behind it. `halted` says why it stands still, and is empty while it does not; it
+    is kept in the database, too, where a process that does not hold the lease reads it.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Relay:
         self.position = -1
         self.head = 0
         self.halted = ""
+        # Whether the database is known to tell what `halted` does.
+        self._kept = False
 
     @property
     def lag(self) -> int:
@@ -84,14 +91,17 @@ class Relay:
                 if self.halted != str(error):
                     _log.error("relay of %s halted: %s", self._journal.name, error)
                 self.halted = str(error)
+                with suppress(Unavailable):
+                    await self._keep()
                 await asyncio.sleep(HALTED_SECONDS)
 
     async def _stand_by(self) -> None:
         """Until the lease is held, tell its holder when the journal grows."""
         if self._lease.held() is not None:
             return
-        # Another one copies now, and knows how far it is.
+        # Another one copies now, and knows how far it is, or why not.
         self.head = 0
+        self.halted, self._kept = "", False
         async with asyncio.TaskGroup() as group:
             nudging = group.create_task(self._nudge(), name="relay nudges")
             await self._lease.wait_held()
@@ -130,7 +140,19 @@ class Relay:
         if not tail.empty:
             await self._compare(tail.last, head.epoch, head.epoch_first)
         self.halted = ""
+        if not self._kept:
+            await self._keep()
         return tail.last
+
+    async def _keep(self) -> None:
+        """Let every process know what `halted` says."""
+        database, shard = self._journal.database, self._journal.shard
+        if self.halted:
+            await database.execute(_queries["halt_relay"], shard, self.halted)
+        else:
+            await database.execute(_queries["resume_relay"], shard)
+        # A halt is said again and again, for another holder may think that it is over.
+        self._kept = not self.halted
 
     async def _compare(self, last: int, epoch: int, epoch_first: int) -> None:
         """Halted where the stream's last message is not what the journal has there."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 
 import grpc.aio
 
+from chassis import listening
+from chassis.config import wrong
 from chassis.envelope import Registry, from_record
 from chassis.journal import Journal, Page
 from chassis.refusals import Unavailable
@@ -14,6 +17,40 @@ from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
 
 READ_SECONDS_MAX = 10.0
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A process that is stopped says nothing; it is given up for another one after both of these.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+)
+
+
+def channel_to(variable: str, addresses: str) -> grpc.aio.Channel:
+    """
+    Reach the processes of a service: one address, or several that are tried in turn.
+
+    `Invalid` (SETTING_INVALID) where they are no addresses: `host:port`, or several `ip:port` of
+    one family, separated by commas.
+    """
+    hosts = [listening.split(variable, part)[0] for part in addresses.split(",")]
+    if len(hosts) == 1:
+        return grpc.aio.insecure_channel(addresses, CHANNEL_OPTIONS)
+    families = {_family(host) for host in hosts}
+    if families not in ({4}, {6}):
+        rule = "must be host:port, or several ip:port of one family, separated by commas"
+        raise wrong(variable, addresses, rule)
+    return grpc.aio.insecure_channel(f"ipv{families.pop()}:{addresses}", CHANNEL_OPTIONS)
+
+
+def _family(host: str) -> int:
+    """4 or 6 for a number, 0 for a name, which gRPC looks up, but only one at a time."""
+    try:
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return 0
 
 
 class LocalLog:

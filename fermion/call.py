@@ -25,7 +25,11 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 30_000),
+    # A process that is stopped, or whose machine is gone, says nothing: it is given up for another
+    # one, or for a new connection, after both of these.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -49,6 +53,7 @@ class Place:
     ) -> None:
         self.service = service
         self.address = context.address_of(service)
+        self.target = context.target_of(service)
         self.timeout = timeout
         self.context = context
         self.positions = positions

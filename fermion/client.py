@@ -188,9 +188,7 @@ class Client:
         """The way to a service; services at one address share a connection."""
         if service not in self._lines:
             place = Place(service, self.context, self._positions, self.timeout)
-            if place.address not in self._channels:
-                self._channels[place.address] = grpc.insecure_channel(
-                    place.address, CHANNEL_OPTIONS
-                )
-            self._lines[service] = Line(self._channels[place.address], place)
+            if place.target not in self._channels:
+                self._channels[place.target] = grpc.insecure_channel(place.target, CHANNEL_OPTIONS)
+            self._lines[service] = Line(self._channels[place.target], place)
         return self._lines[service]

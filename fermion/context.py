@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import json
 import os
 import re
@@ -40,6 +41,8 @@ class Context:
     project: str = ""
     # Services that answer elsewhere than at `address`.
     addresses: Mapping[str, str] = field(default_factory=dict)
+    # Where the same is answered beside an address: further processes, tried in turn.
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Whether an entry of the file stands behind it, so that it can be changed there.
     stored: bool = False
 
@@ -58,8 +61,17 @@ class Context:
             ) from error
 
     def address_of(self, service: str) -> str:
-        """Where a service answers."""
+        """Where a service answers; its first process, where it has several."""
         return self.addresses.get(service, self.address)
+
+    def target_of(self, service: str) -> str:
+        """Where gRPC finds a service: one address as it is, several as those to try in turn."""
+        first = self.address_of(service)
+        others = self.others.get(first, ())
+        if not others:
+            return first
+        family = "ipv6" if first.startswith("[") else "ipv4"
+        return f"{family}:{','.join((first, *others))}"
 
 
 class Contexts:
@@ -102,16 +114,17 @@ class Contexts:
                 next_step="`fermion contexts set NAME --address HOST:PORT` makes one.",
             )
         entry = self.known.get(wanted, {})
-        addresses = entry.get("addresses")
+        listed = entry.get("addresses")
+        services = listed if isinstance(listed, dict) else {}
+        address, addresses, others = _taken_apart(str(entry.get("address") or LOCAL), services)
         return Context(
             name=wanted,
-            address=str(entry.get("address") or LOCAL),
+            address=address,
             token_file=str(entry.get("token_file") or ""),
             token=str(entry.get("token") or ""),
             project=str(entry.get("project") or ""),
-            addresses={str(k): str(v) for k, v in addresses.items()}
-            if isinstance(addresses, dict)
-            else {},
+            addresses=addresses,
+            others=others,
             stored=True,
         )
 
@@ -147,8 +160,14 @@ def resolve(name: str = "", address: str = "", token: str = "") -> Context:
     }
     if not address and not services:
         return found if not token else replace(found, token_file="", token=token)
-    address = checked_address("FERMION_ADDRESS", address) if address else found.address
-    own = {address, *services.values()} <= {found.address, *found.addresses.values()}
+    for variable, where in services.items():
+        checked_address(f"FERMION_ADDRESS_{variable.upper()}", where)
+    said = checked_address("FERMION_ADDRESS", address) if address else found.address
+    address, services, others = _taken_apart(said, services)
+    own = _all(address, services, others) <= _all(found.address, found.addresses, found.others)
+    if own:
+        # What of a context is named is whole again, whichever of its processes were named.
+        others = {**found.others, **others}
     return Context(
         name=found.name if own else f"at {address}",
         address=address,
@@ -156,19 +175,24 @@ def resolve(name: str = "", address: str = "", token: str = "") -> Context:
         token=token or (found.token if own else ""),
         project=found.project,
         addresses=services,
+        others=others,
         stored=own,
     )
 
 
 def checked_address(option: str, text: str) -> str:
-    """`host:port`, or `InvalidArgument` naming the option."""
-    found = _ADDRESS.fullmatch(text)
-    if found is None or not 0 < int(found[2]) < 65536:
+    """`host:port`, or several `ip:port` separated by commas; else `InvalidArgument` naming the option."""
+    matches = [_ADDRESS.fullmatch(part) for part in text.split(",")]
+    well = all(found is not None and 0 < int(found[2]) < 65536 for found in matches)
+    # Names are looked up by gRPC, and only one at a time.
+    families = {_family(found[1]) for found in matches if found is not None}
+    if not well or (len(matches) > 1 and families not in ({4}, {6})):
+        rule = "must be HOST:PORT, or several IP:PORT of one family, separated by commas"
         raise InvalidArgument(
             f"{option} is {text!r}: it is no HOST:PORT.",
             reason="OPTION_INVALID",
-            violations=((option, "must be HOST:PORT"),),
-            next_step="Write it like 127.0.0.1:7443.",
+            violations=((option, rule),),
+            next_step="Write it like 127.0.0.1:7443, or like 10.0.0.1:7443,10.0.0.2:7443.",
         )
     return text
 
@@ -197,6 +221,33 @@ def token_of(file: Path) -> str:
     if not found:
         raise ValueError("holds no token")
     return found
+
+
+def _family(host: str) -> int:
+    """4 or 6 for a number, 0 for a name."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).version
+    except ValueError:
+        return 0
+
+
+def _taken_apart(
+    address: str, addresses: Mapping[str, object]
+) -> tuple[str, dict[str, str], dict[str, tuple[str, ...]]]:
+    """First addresses of all and of single services, and what stands behind each of them."""
+    first, *behind = address.split(",")
+    firsts, others = {}, {first: tuple(behind)}
+    for service, where in addresses.items():
+        one, *more = str(where).split(",")
+        firsts[str(service)] = one
+        others[one] = tuple(more)
+    return first, firsts, {one: more for one, more in others.items() if more}
+
+
+def _all(
+    address: str, addresses: Mapping[str, str], others: Mapping[str, tuple[str, ...]]
+) -> set[str]:
+    return {address, *addresses.values(), *(one for more in others.values() for one in more)}
 
 
 class Positions:

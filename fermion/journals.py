@@ -122,10 +122,12 @@ class Journals:
             found += answer.facts
         return found
 
-    def rebuild(self, journal: str) -> api.RebuildProjectionResponse:
-        """Fold a read model from zero, compare it, and swap it in."""
+    def rebuild(
+        self, journal: str, *, validate_only: bool = False
+    ) -> api.RebuildProjectionResponse:
+        """Fold a read model from zero, compare it, and swap it in unless it is only looked at."""
         service = _service(journal)
-        request = api.RebuildProjectionRequest(journal=journal)
+        request = api.RebuildProjectionRequest(journal=journal, validate_only=validate_only)
         return self._lines[service].ask(self._stubs[service].RebuildProjection, request)
 
     def retry(self, reader: str, stream: str) -> api.RetryParkedFactsResponse:
@@ -134,18 +136,26 @@ class Journals:
         request = api.RetryParkedFactsRequest(reader=reader, stream=stream)
         return self._lines[service].ask(self._stubs[service].RetryParkedFacts, request)
 
-    def skip(self, reader: str, journal: str, position: int, reason: str) -> None:
+    def skip(
+        self, reader: str, journal: str, position: int, reason: str, *, validate_only: bool = False
+    ) -> None:
         """Give one parked fact up for good."""
         service = _service(reader)
         request = api.SkipParkedFactRequest(
-            reader=reader, journal=journal, position=position, reason=reason
+            reader=reader,
+            journal=journal,
+            position=position,
+            reason=reason,
+            validate_only=validate_only,
         )
         self._lines[service].ask(self._stubs[service].SkipParkedFact, request)
 
-    def resume(self, reader: str, journal: str) -> None:
+    def resume(self, reader: str, journal: str, *, validate_only: bool = False) -> None:
         """Let a halted reader go on."""
         service = _service(reader)
-        request = api.ResumeReaderRequest(reader=reader, journal=journal)
+        request = api.ResumeReaderRequest(
+            reader=reader, journal=journal, validate_only=validate_only
+        )
         self._lines[service].ask(self._stubs[service].ResumeReader, request)
 
 

@@ -34,6 +34,7 @@ from chassis.postgres import create_database
 from chassis.process import EXIT_REFUSED
 from chassis.refusals import Refused
 from chassis.telemetry import METRICS
+from services.executor.ground import cluster_uid
 from services.serve import TARGETS
 
 DEFAULT_PORT: Final = 7443
@@ -379,10 +380,10 @@ def settings(
 
 
 def addresses(services: Sequence[Service]) -> dict[str, str]:
-    """Where services find each other: all at the first one's, or each at its own first process."""
-    found = {"FERMION_ADDRESS": services[0].address}
-    for name, address in _split(services).items():
-        found[f"FERMION_ADDRESS_{name.upper()}"] = address
+    """Where services find each other: every process of all of them, or of each by itself."""
+    found = {"FERMION_ADDRESS": _addresses(services, services[0].targets)}
+    for name, several in _split(services).items():
+        found[f"FERMION_ADDRESS_{name.upper()}"] = several
     return found
 
 
@@ -428,7 +429,7 @@ def write_context(home: Home, services: Sequence[Service]) -> None:
     contexts = dict(contexts) if isinstance(contexts, Mapping) else {}
     before = contexts.get("local")
     local: dict[str, object] = dict(before) if isinstance(before, Mapping) else {"project": None}
-    local["address"] = services[0].address
+    local["address"] = _addresses(services, services[0].targets)
     local["token_file"] = str(home.path("keys", "admin.token"))
     local.pop("addresses", None)
     if split := _split(services):
@@ -456,12 +457,17 @@ def last_words(log: Path) -> str:
 
 
 def _split(services: Sequence[Service]) -> dict[str, str]:
-    """The address of each service that has a process of its own."""
+    """The addresses of each service that has processes of its own."""
     return {
-        one.label: one.address
+        one.targets[0]: _addresses(services, one.targets)
         for one in services
-        if one.targets != ("all",) and one.label == one.targets[0]
+        if one.targets != ("all",)
     }
+
+
+def _addresses(services: Sequence[Service], targets: tuple[str, ...]) -> str:
+    """Of all processes that run the same, in order: each is tried where those before it are not there."""
+    return ",".join(one.address for one in services if one.targets == targets)
 
 
 def _positive(text: str) -> int:

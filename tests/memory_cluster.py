@@ -761,6 +761,18 @@ class MemoryCluster:
             session.kill()
             found.sessions.remove(session)
 
+    async def access(self, replica: str) -> Mapping[str, str]:
+        """How the ports of a replica that runs are opened."""
+        found = self._world.replicas.get(replica)
+        if found is None or not found.open:
+            raise Gone(replica)
+        return {
+            port.name: f"http://{found.ports[port.name]}/"
+            if port.protocol == api.Port.PROTOCOL_HTTP
+            else found.ports[port.name]
+            for port in found.group.ports
+        }
+
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used."""
         return {

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from chassis.embedded import free_port
+from tests.clusters import end
 
 FERMION = str(Path(sys.executable).with_name("fermion"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,7 @@ class Stage:
                 self.process.kill()
                 self.process.wait()
         self.process = None
+        end(self.home / "cluster")
 
     def cli(self, *words: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run one command as a user would."""
@@ -141,13 +143,13 @@ class Stage:
 
     @property
     def address(self) -> str:
-        """Where it answers."""
-        return str(self.context()["address"])
+        """Where it answers; its first process, where there are several."""
+        return str(self.context()["address"]).split(",")[0]
 
     def address_of(self, service: str) -> str:
-        """Where one service answers."""
+        """Where one service answers; its first process, where it has several."""
         found = self.context().get("addresses")
-        return str(found[service]) if isinstance(found, dict) else self.address
+        return str(found[service]).split(",")[0] if isinstance(found, dict) else self.address
 
     @property
     def token(self) -> str:

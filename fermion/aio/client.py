@@ -191,9 +191,9 @@ class AsyncClient:
         """The way to a service; services at one address share a connection."""
         if service not in self._lines:
             place = Place(service, self.context, self._positions, self.timeout)
-            if place.address not in self._channels:
-                self._channels[place.address] = grpc.aio.insecure_channel(
-                    place.address, CHANNEL_OPTIONS
+            if place.target not in self._channels:
+                self._channels[place.target] = grpc.aio.insecure_channel(
+                    place.target, CHANNEL_OPTIONS
                 )
-            self._lines[service] = AsyncLine(self._channels[place.address], place)
+            self._lines[service] = AsyncLine(self._channels[place.target], place)
         return self._lines[service]

@@ -125,10 +125,12 @@ class Journals:
             found += answer.facts
         return found
 
-    async def rebuild(self, journal: str) -> api.RebuildProjectionResponse:
-        """Fold a read model from zero, compare it, and swap it in."""
+    async def rebuild(
+        self, journal: str, *, validate_only: bool = False
+    ) -> api.RebuildProjectionResponse:
+        """Fold a read model from zero, compare it, and swap it in unless it is only looked at."""
         service = _service(journal)
-        request = api.RebuildProjectionRequest(journal=journal)
+        request = api.RebuildProjectionRequest(journal=journal, validate_only=validate_only)
         return await self._lines[service].ask(self._stubs[service].RebuildProjection, request)
 
     async def retry(self, reader: str, stream: str) -> api.RetryParkedFactsResponse:
@@ -137,18 +139,26 @@ class Journals:
         request = api.RetryParkedFactsRequest(reader=reader, stream=stream)
         return await self._lines[service].ask(self._stubs[service].RetryParkedFacts, request)
 
-    async def skip(self, reader: str, journal: str, position: int, reason: str) -> None:
+    async def skip(
+        self, reader: str, journal: str, position: int, reason: str, *, validate_only: bool = False
+    ) -> None:
         """Give one parked fact up for good."""
         service = _service(reader)
         request = api.SkipParkedFactRequest(
-            reader=reader, journal=journal, position=position, reason=reason
+            reader=reader,
+            journal=journal,
+            position=position,
+            reason=reason,
+            validate_only=validate_only,
         )
         await self._lines[service].ask(self._stubs[service].SkipParkedFact, request)
 
-    async def resume(self, reader: str, journal: str) -> None:
+    async def resume(self, reader: str, journal: str, *, validate_only: bool = False) -> None:
         """Let a halted reader go on."""
         service = _service(reader)
-        request = api.ResumeReaderRequest(reader=reader, journal=journal)
+        request = api.ResumeReaderRequest(
+            reader=reader, journal=journal, validate_only=validate_only
+        )
         await self._lines[service].ask(self._stubs[service].ResumeReader, request)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -12,8 +12,10 @@ from fermion.api.projects import v1 as api
 from fermion.cli import near, read, show
 from fermion.cli.options import Options, note, user_names
 from fermion.cli.show import Column
-from fermion.client import Client
 from fermion.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 app = App(name="quotas", help="How much projects and users may hold at a time.")
 
@@ -104,11 +106,11 @@ class Wish:
 
 COLUMNS: tuple[Column[api.Quota], ...] = (
     Column("WHOSE", lambda one: _scope(one)),
-    Column("GPU", lambda one: _several(one, "gpu_milli/")),
+    Column("GPU", lambda one: _several(one, "gpu_milli/"), crop=True),
     Column("CPU", lambda one: _several(one, "cpu_milli")),
     Column("MEMORY", lambda one: _several(one, "memory_bytes")),
     Column("STORAGE", lambda one: _several(one, "storage_bytes")),
-    Column("WORKLOADS", lambda one: _several(one, "workloads/")),
+    Column("WORKLOADS", lambda one: _several(one, "workloads/"), crop=True),
     Column("ETAG", lambda one: one.etag, wide=True),
 )
 
@@ -141,14 +143,20 @@ def set_(
     """
     Set limits; what is not said stays as it is, and `none` takes a bound away.
 
-    `fermion quotas set -p acme --gpu A100=8 --gpu '*=16' --cpu 64 --memory 256GiB --instances 10`
+    Nothing that runs is ended by it. Who had inherited limits begins with those. For example:
 
-    `fermion quotas set --default-user --gpu '*=1' --storage none`
-
-    Nothing that runs is ended by it. Who had inherited limits begins with those.
+        fermion quotas set -p acme --gpu A100=8 --gpu '*=16' --memory 256GiB
+        fermion quotas set --default-user --instances 2 --storage none
     """
     if wish == Wish():
-        raise read.wrong("set", "", "names no limit", "Say e.g. --gpu '*=8' or --cpu 64.")
+        raise InvalidArgument(
+            "No limit was said.",
+            reason="OPTION_MISSING",
+            violations=(("--gpu", "or another limit must be said"),),
+            next_step="e.g. fermion quotas set --gpu '*=8' --cpu 64",
+        )
+    # What is written wrong is told before anybody is asked.
+    wish.on(api.Limits())
     with options.client() as client:
         whose = scope.of(client, options)
         before = client.quotas.get(whose)

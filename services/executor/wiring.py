@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from chassis.refusals import Invalid, Violation
 from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.executor.v1 import service_pb2_grpc
 from fermion.api.workload.v1 import events_pb2
-from services.executor import aggregate, projection
+from services.executor import aggregate, gpus, limits, projection
 from services.executor.cluster_local import LocalCluster
 from services.executor.config import Settings
 from services.executor.consumer import Wants
+from services.executor.ground import Ground, Pace
 from services.executor.reconciler import Reconciler
 from services.executor.servicer import RuntimeServicer
 
@@ -23,13 +25,7 @@ from services.executor.servicer import RuntimeServicer
 def wire(kernel: Kernel[Settings]) -> Wired:
     """Put the rooms together."""
     settings = kernel.settings
-    cluster = LocalCluster(
-        settings.root,
-        uid=shard(settings),
-        simulate_gpus=settings.simulate_gpus,
-        token_of=tokens(settings.key),
-        log_days=settings.log_days,
-    )
+    cluster = LocalCluster(ground(settings), tokens(settings.key))
     wants = Wants(cluster.uid)
     reconciler = Reconciler(
         cluster,
@@ -54,6 +50,19 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         consumers=(wants,),
         loops=(Loop("reconciler", reconciler.run),),
+    )
+
+
+def ground(settings: Settings) -> Ground:
+    """What this machine has, and holds down."""
+    uid, count = shard(settings), settings.simulate_gpus
+    return Ground(
+        settings.root,
+        uid,
+        node=socket.gethostname(),
+        limits=limits.probe(uid),
+        gpus=gpus.simulated(count) if count else gpus.found(),
+        pace=Pace(log_days=settings.log_days),
     )
 
 

@@ -1,11 +1,12 @@
-"""Turns each fact into the named writes of the queue's rows, and rows back into what callers see."""
+"""Turns each fact into the named writes of the queue's and the holds' rows, and rows back into views."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC
 from typing import assert_never, cast
+
+from google.protobuf.message import Message
 
 from chassis.envelope import Recorded
 from chassis.journal import Write
@@ -17,36 +18,78 @@ from services.scheduler.aggregate import Entry, Fact
 
 
 def project(record: Recorded) -> Sequence[Write]:
-    """Choose the write of one fact."""
-    fact = cast(Fact, record.message)
+    """Choose the writes of one fact."""
+    fact, at = cast(Fact, record.message), record.record_time
     match fact:
         case workload.WorkloadQueued():
-            # Deterministic, because rows that were folded anew are compared byte by byte.
-            reason = fact.reason.SerializeToString(deterministic=True)
+            reason = _bytes(fact.reason)
             if not fact.HasField("workload"):
-                return [Write("explain", fact.uid, (fact.uid, reason))]
-            declared, since = fact.workload, record.record_time
-            if declared.HasField("queued_from_time"):
-                since = declared.queued_from_time.ToDatetime(tzinfo=UTC)
+                return [
+                    Write("explain", fact.uid, (fact.uid, reason)),
+                    Write("say", f"entry {fact.uid}", (fact.uid, fact.reason.code, at)),
+                ]
+            said = fact.workload
+            since = aggregate.since(said, at)
+            labels = json.dumps(dict(said.labels), sort_keys=True)
             return [
                 Write(
                     "enqueue",
                     fact.uid,
                     (
                         fact.uid,
-                        declared.project,
-                        declared.owner,
-                        declared.kind,
-                        declared.attempt,
-                        declared.user,
+                        said.project,
+                        said.owner,
+                        said.kind,
+                        said.attempt,
+                        said.user,
                         reason,
-                        json.dumps(dict(declared.labels), sort_keys=True),
+                        labels,
                         since,
                     ),
-                )
+                ),
+                Write(
+                    "enter",
+                    f"entry {fact.uid}",
+                    (fact.uid, said.project, said.owner, _bytes(said), since, fact.reason.code, at),
+                ),
+            ]
+        case workload.WorkloadAdmitted(workload=said):
+            placed = aggregate.place_by_role(said, fact.replicas, fact.nodes)
+            types = [group.resources.gpu_type for group in said.groups]
+            return [
+                Write("dequeue", said.uid, (said.uid,)),
+                Write(
+                    "hold",
+                    f"entry {said.uid}",
+                    (
+                        said.uid,
+                        _bytes(said),
+                        fact.cluster,
+                        json.dumps(dict(fact.replicas), sort_keys=True),
+                        json.dumps(placed, sort_keys=True),
+                        next(filter(None, types), ""),
+                        at,
+                    ),
+                ),
             ]
         case workload.WorkloadRefused():
-            return [Write("dequeue", fact.uid, (fact.uid,))]
+            return [
+                Write("dequeue", fact.uid, (fact.uid,)),
+                Write("leave", f"entry {fact.uid}", (fact.uid,)),
+            ]
+        case workload.WorkloadRevoked():
+            return [Write("let_go", f"entry {fact.uid}", (fact.uid,))]
+        case workload.HoldReleased():
+            gone = "drop_volume" if fact.uid.startswith("vol_") else "leave"
+            return [Write(gone, f"entry {fact.uid}", (fact.uid,))]
+        case workload.VolumeQueued(volume=volume):
+            return [_volume(volume, "")]
+        case workload.VolumeAdmitted(volume=volume):
+            return [_volume(volume, fact.cluster)]
+        case workload.VolumeRevoked():
+            return [Write("withdraw_volume", f"entry {fact.uid}", (fact.uid,))]
+        case workload.VolumeRefused():
+            return [Write("drop_volume", f"entry {fact.uid}", (fact.uid,))]
         case _:
             assert_never(fact)
 
@@ -67,3 +110,12 @@ def resource(row: Record) -> api.QueuedWorkload:
             queue_time=row["queue_time"],
         )
     )
+
+
+def _volume(volume: workload.Volume, cluster: str) -> Write:
+    return Write("declare_volume", f"entry {volume.uid}", (volume.uid, _bytes(volume), cluster))
+
+
+def _bytes(message: Message) -> bytes:
+    # Deterministic, because rows that were folded anew are compared byte by byte.
+    return message.SerializeToString(deterministic=True)

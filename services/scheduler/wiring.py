@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from chassis.journal import Book
-from chassis.service import Kernel, Mount, Target, Wired
+from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.scheduler.v1 import service_pb2_grpc
 from fermion.api.workload.v1 import events_pb2
 from services.scheduler import aggregate, projection
+from services.scheduler.admitter import Admitter
 from services.scheduler.config import Settings
-from services.scheduler.consumer import Declarations
+from services.scheduler.consumer import ClusterReports, Declarations, Limits
 from services.scheduler.servicer import QueueServicer
 
 
 def wire(kernel: Kernel[Settings]) -> Wired:
     """Put the rooms together."""
-    servicer = QueueServicer(kernel.database, kernel.queries)
+    told = asyncio.Event()
+    admitter = Admitter(
+        kernel.journal,
+        kernel.database,
+        kernel.queries,
+        kernel.lease("admission"),
+        kernel.clock,
+        told,
+    )
+    servicer = QueueServicer(kernel.journal, kernel.database, kernel.queries, kernel.clock)
     return Wired(
         servicers=(
             Mount(
@@ -25,7 +36,12 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 servicer,
             ),
         ),
-        consumers=tuple(Declarations(module) for module in kernel.settings.reads),
+        consumers=(
+            *(Declarations(module) for module in kernel.settings.reads),
+            Limits(told),
+            ClusterReports(told),
+        ),
+        loops=(Loop("admission", admitter.run),),
     )
 
 
@@ -33,7 +49,7 @@ TARGET = Target(
     name=aggregate.SERVICE,
     folder=Path(__file__).parent,
     events=(events_pb2.DESCRIPTOR,),
-    reads=("instances",),
+    reads=("projects", "instances", "executor"),
     settings=Settings,
     book=Book(aggregate.place, projection.project),
     wire=wire,

@@ -142,7 +142,10 @@ async def running(
         "FERMION_ADMIN": keys.admin_uid,
         **settings,
     }
-    process = Process(targets, services or tuple(targets), environment)
+    # An executor needs a cluster of its own: who wants one names it, and says where it is.
+    whole = targets is not TARGETS
+    chosen = services or tuple(name for name, one in targets.items() if whole or one.shard is None)
+    process = Process(targets, chosen, environment)
     task = asyncio.create_task(process.run(), name="platform")
     ready = asyncio.create_task(process.ready.wait(), name="platform ready")
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)

@@ -157,11 +157,14 @@ def test_split_gives_each_service_a_process_and_tells_the_command_line(start: St
     start.ready()
     told = start.services()
     assert len({one["FERMION_LISTEN"] for one in told}) == 4
-    # Whoever asks for a service finds its first process, whoever asks.
-    for service in ("PROJECTS", "INSTANCES"):
-        (address,) = {one[f"FERMION_ADDRESS_{service}"] for one in told}
-        assert answers(address)
+    # Whoever asks for a service finds both of its processes, whoever asks; the first one first.
+    ports = json.loads((start.home / "ports.json").read_text())
+    for service in ("projects", "instances"):
+        (several,) = {one[f"FERMION_ADDRESS_{service.upper()}"] for one in told}
+        assert several == f"127.0.0.1:{ports[service]},127.0.0.1:{ports[f'{service}-2']}"
+        assert all(answers(address) for address in several.split(","))
     local = json.loads((start.home / "cli" / "contexts.json").read_text())["contexts"]["local"]
+    assert local["address"] == told[0]["FERMION_ADDRESS_PROJECTS"] == told[0]["FERMION_ADDRESS"]
     assert local["addresses"] == {
         "projects": told[0]["FERMION_ADDRESS_PROJECTS"],
         "instances": told[0]["FERMION_ADDRESS_INSTANCES"],

@@ -67,7 +67,12 @@ class Acme:
         )
 
     async def queued(self) -> api.Instance:
-        return await self.becomes(api.STATE_PENDING, api.PHASE_QUEUED)
+        """It waits, and the scheduler has looked at why."""
+        return await until(
+            self.get,
+            lambda one: one.status.reason.code not in ("", "ARRIVED"),
+            "the scheduler's word",
+        )
 
     async def is_gone(self, name: str = NAME) -> bool:
         try:

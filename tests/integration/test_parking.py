@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from chassis import readers
 from chassis.audit import audit
+from chassis.journal import Request
 from chassis.parking import resume, skip, stream_of
 from chassis.readers import PARKED_STREAMS_MAX, Reader
-from chassis.refusals import Conflict, Missing
+from chassis.refusals import Conflict, Invalid, Missing
 from fermion.api.instances import v1 as api
 from fermion.api.journal import v1 as journal_api
 from tests.sample import (
@@ -215,6 +218,54 @@ async def test_a_fact_that_is_given_up_is_a_fact_and_what_was_behind_it_comes_ou
                 reason="again",
                 meta=META,
             )
+
+
+async def test_what_is_given_up_or_resumed_again_with_one_request_is_one_fact(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "HALTED_SECONDS", 0.05)
+    broken = Answers({f"inst_{number}" for number in range(40)})
+    async with (
+        serving(database, None, "other") as other,
+        serving(database, None, "sample") as sample,
+        reading(sample, broken, Gate(other)) as reader,
+    ):
+        await other.say(*(asked(uid) for uid in sorted(broken.broken)))
+        await until(lambda: reader.halted, "the reader halts")
+        broken.broken.clear()
+        (position, *_), *_ = await parking(sample)
+        give_up = partial(
+            skip,
+            sample.journal,
+            sample.database,
+            reader=reader.name,
+            source=JOURNAL,
+            position=position,
+            reason="it never was",
+            meta=META,
+        )
+        let_go_on = partial(
+            resume,
+            sample.journal,
+            sample.database,
+            reader=reader.name,
+            source=JOURNAL,
+            meta=META,
+        )
+        for number, act in enumerate((give_up, let_go_on)):
+            asking = Request("caller/user_ada", f"/Act{number}", "one", b"body")
+            first, *others = await asyncio.gather(*(act(request=asking) for _ in range(5)))
+            assert await act(request=asking) >= max(first, *others)
+            with pytest.raises(Invalid) as error:
+                await act(request=replace(asking, digest=b"another body"))
+            assert error.value.reason == "REQUEST_ID_REUSED"
+            with pytest.raises(Missing):
+                await act(request=replace(asking, request_id="another"))
+        said = await sample.journal.read_stream(stream_of(reader.name, JOURNAL), 0, 100)
+        assert [type(fact.message) for fact in said] == [
+            journal_api.ParkedFactSkipped,
+            journal_api.ReaderResumed,
+        ]
 
 
 @pytest.mark.parametrize("consumer", [Answers, Tallies])

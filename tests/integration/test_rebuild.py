@@ -52,6 +52,21 @@ async def test_facts_that_come_in_meanwhile_are_in_the_new_rows(database: str) -
         }
 
 
+async def test_a_rebuild_that_is_only_looked_at_sees_a_wrong_row_and_leaves_it(
+    database: str,
+) -> None:
+    async with serving(database, None, "other") as other:
+        await say(other, 5, 2)
+        await other.database.execute("UPDATE seen SET facts = facts + 1 WHERE uid = 'inst_3'")
+        before = await seen(other)
+        for _ in range(2):
+            done = await rebuild(other.database, other.journal, BOOK, QUERIES, ROWS, swap=False)
+            assert done.live_hash != done.rebuilt_hash
+            assert await seen(other) == before
+        schemas = await other.database.fetch("SELECT nspname FROM pg_namespace")
+        assert not {"other_rows_new", "other_rows_old"} & {row["nspname"] for row in schemas}
+
+
 async def test_a_wrong_row_is_seen_and_put_right(database: str) -> None:
     async with serving(database, None, "other") as other:
         await say(other, 5, 2)

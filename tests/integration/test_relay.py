@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
@@ -10,9 +11,23 @@ from chassis import relay as relays
 from chassis import store
 from chassis.bus import Bus, OutOfSequence, Tail
 from chassis.embedded import Nats
+from chassis.log_service import Hosted, JournalServicer
 from chassis.relay import Relay
+from chassis.rpc import Context
 from fermion.api.journal import v1 as api
-from tests.sample import Service, asked, bus_of, lease_of, restore, running, serving, until
+from tests.sample import (
+    BOOK,
+    FOLDER,
+    QUERIES,
+    Service,
+    asked,
+    bus_of,
+    lease_of,
+    restore,
+    running,
+    serving,
+    until,
+)
 from tests.servers import NatsServer
 
 JOURNAL = "other/0"
@@ -154,6 +169,56 @@ async def test_a_stream_that_knows_more_than_the_journal_halts_the_relay(
         await copied(other, 30)
         assert not other.relay.halted
         await assert_whole(other, other.bus)
+
+
+async def test_a_halt_is_told_by_every_process_until_the_relay_goes_on(
+    database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "HALTED_SECONDS", 0.05)
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 30)
+        await copied(other, 30)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 20, epoch=1)
+    async with (
+        serving(database, nats_server, "other") as holder,
+        # Never gets the lease, so it never looks at the stream.
+        serving(database, nats_server, "other", relayed=False) as bystander,
+    ):
+        for service in (holder, bystander):
+            await until(lambda one=service: halted(one), "each process tells of it")
+        assert bystander.relay.halted == ""
+        assert await halted(bystander) == holder.relay.halted
+        await holder.bus.delete_stream(JOURNAL)
+        await copied(holder, 20)
+        assert await halted(bystander) == ""
+
+
+async def test_a_halt_that_another_process_mended_is_no_halt_of_the_one_that_stands_by(
+    database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "HALTED_SECONDS", 0.05)
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 30)
+        await copied(other, 30)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 20, epoch=1)
+        bus, lease = bus_of(nats_server, "other"), lease_of(other.database, "relay twin")
+        relay = Relay(other.journal, bus, lease)
+        async with running(bus.run(), relay.run()):
+            async with running(lease.run()):
+                await until(lambda: relay.halted, "it halts")
+            await until(lambda: not relay.halted, "without the lease it knows of no halt")
+        assert await halted(other) != ""
+
+
+async def halted(service: Service) -> str:
+    """Why the relay stands still, as the process of this service tells it to callers."""
+    hosted = Hosted(service.journal, service.database, BOOK, QUERIES, FOLDER, service.bus, ())
+    answer = await JournalServicer({JOURNAL: hosted}).GetJournal(
+        api.GetJournalRequest(), cast(Context, None)
+    )
+    return answer.journals[0].relay_halted
 
 
 async def test_a_new_epoch_and_an_empty_stream_let_a_halted_relay_go_on(

@@ -377,6 +377,12 @@ class Journals(journal_grpc.JournalServiceServicer):
         self._platform.take("ResumeReader", request, context)
         return journal.ResumeReaderResponse()
 
+    def RetryParkedFacts(
+        self, request: journal.RetryParkedFactsRequest, context: grpc.ServicerContext
+    ) -> journal.RetryParkedFactsResponse:
+        self._platform.take("RetryParkedFacts", request, context)
+        return journal.RetryParkedFactsResponse()
+
 
 @pytest.fixture
 def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Platform]:

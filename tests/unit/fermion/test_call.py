@@ -99,8 +99,16 @@ def test_what_has_no_request_id_and_changes_something_is_not_sent_twice(
 ) -> None:
     platform.turns.append(busy)
     with client(platform) as it, pytest.raises(errors.Unavailable):
-        it.journals.resume("instances/scheduler", "scheduler/0")
+        it.journals.retry("instances/scheduler", "instance/inst_1")
     assert len(platform.calls) == 1
+
+
+def test_what_an_operator_does_is_one_request_however_often_it_is_sent(platform: Platform) -> None:
+    platform.turns.append(busy)
+    with client(platform) as it:
+        it.journals.resume("instances/scheduler", "scheduler/0")
+    first, second = platform.sent("ResumeReader")
+    assert first.request == second.request
 
 
 @pytest.mark.parametrize(

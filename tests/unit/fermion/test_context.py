@@ -48,6 +48,39 @@ def test_a_service_is_called_where_it_answers(two: Path) -> None:
     assert (found.address_of("instances"), found.address_of("projects")) == ("s:2", "s:1")
 
 
+def test_several_processes_of_a_service_are_tried_in_turn(folder: Path) -> None:
+    contexts = Contexts()
+    contexts.set(
+        "two",
+        address="10.0.0.1:1,10.0.0.2:1",
+        addresses={"instances": "[::1]:2,[::1]:3", "scheduler": "10.0.0.9:4"},
+        token="s3cret",
+    )
+    found = contexts.find("two")
+    assert (found.address, found.address_of("instances")) == ("10.0.0.1:1", "[::1]:2")
+    assert found.target_of("projects") == "ipv4:10.0.0.1:1,10.0.0.2:1"
+    assert found.target_of("instances") == "ipv6:[::1]:2,[::1]:3"
+    assert found.target_of("scheduler") == "10.0.0.9:4"
+
+
+def test_several_processes_in_a_variable_get_a_contexts_token_only_where_all_are_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Contexts().set("local", address="10.0.0.1:1,10.0.0.2:1", token="s3cret")
+    monkeypatch.setenv("FERMION_ADDRESS", "10.0.0.2:1,10.0.0.1:1")
+    assert (resolve().target_of("x"), resolve().bearer()) == (
+        "ipv4:10.0.0.2:1,10.0.0.1:1",
+        "s3cret",
+    )
+    for said in ("10.0.0.1:1,10.0.0.3:1", "10.0.0.3:1"):
+        monkeypatch.setenv("FERMION_ADDRESS", said)
+        assert resolve().bearer() == ""
+    monkeypatch.setenv("FERMION_ADDRESS", "10.0.0.1:1")
+    monkeypatch.setenv("FERMION_ADDRESS_INSTANCES", "10.0.0.3:1,10.0.0.1:1")
+    assert resolve().bearer() == ""
+    assert resolve().target_of("instances") == "ipv4:10.0.0.3:1,10.0.0.1:1"
+
+
 def test_a_variable_chooses_a_context_and_an_option_wins_over_it(
     two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +114,19 @@ def test_a_token_does_not_show_in_a_traceback(two: Path) -> None:
     assert "s3cret" not in repr(resolve(token="s3cret"))
 
 
-@pytest.mark.parametrize("address", ["prod", "prod:", ":1", "prod:0", "prod:99999", "http://a:1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("prod", "prod:", ":1", "prod:0", "prod:99999", "http://a:1"),
+        *(
+            "prod:1,prod:2",
+            "10.0.0.1:1,prod:2",
+            "10.0.0.1:1,[::1]:2",
+            "10.0.0.1:1,",
+            "10.0.0.1:1,2",
+        ),
+    ],
+)
 def test_what_is_no_address_is_refused(two: Path, address: str) -> None:
     with pytest.raises(InvalidArgument):
         resolve(address=address)

@@ -128,7 +128,7 @@ def test_what_is_no_limit_is_refused_with_what_to_write(
 ) -> None:
     assert run(["quotas", "set", *words]) == 2
     assert hint in capsys.readouterr().err
-    assert not acme.sent("SetQuota")
+    assert not acme.calls
 
 
 def test_a_dry_run_asks_and_changes_nothing(

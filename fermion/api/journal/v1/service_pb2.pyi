@@ -294,16 +294,20 @@ class RebuildProjectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOURNAL_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     journal: _builtins.str
     """Name of the journal, e.g. `instances/0`."""
+    validate_only: _builtins.bool
+    """Folds and compares, and leaves the live one where it is."""
     def __init__(
         self,
         *,
         journal: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,6 +455,8 @@ class SkipParkedFactRequest(_message.Message):
     JOURNAL_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     reader: _builtins.str
     """The reader."""
     journal: _builtins.str
@@ -459,6 +465,10 @@ class SkipParkedFactRequest(_message.Message):
     """Its position there."""
     reason: _builtins.str
     """Why; kept in the fact."""
+    request_id: _builtins.str
+    """Makes the call safe to retry: a UUID made by the client."""
+    validate_only: _builtins.bool
+    """Decides and answers, and changes nothing."""
     def __init__(
         self,
         *,
@@ -466,10 +476,12 @@ class SkipParkedFactRequest(_message.Message):
         journal: _builtins.str = ...,
         position: _builtins.int = ...,
         reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "position", b"position", "reader", b"reader", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "position", b"position", "reader", b"reader", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -500,19 +512,27 @@ class ResumeReaderRequest(_message.Message):
 
     READER_FIELD_NUMBER: _builtins.int
     JOURNAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     reader: _builtins.str
     """The reader."""
     journal: _builtins.str
     """The journal it reads."""
+    request_id: _builtins.str
+    """Makes the call safe to retry: a UUID made by the client."""
+    validate_only: _builtins.bool
+    """Decides and answers, and changes nothing."""
     def __init__(
         self,
         *,
         reader: _builtins.str = ...,
         journal: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "reader", b"reader"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "reader", b"reader", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -117,7 +117,7 @@ class JournalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RebuildProjection(self, request, context):
-        """Folds the read model from zero into new tables and swaps them in.
+        """Folds the read model from zero into new tables and swaps them in; once more does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +131,7 @@ class JournalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryParkedFacts(self, request, context):
-        """Handles the parked facts of one stream again, in order.
+        """Handles the parked facts of one stream again, in order; once more handles what is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

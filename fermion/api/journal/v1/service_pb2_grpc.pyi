@@ -45,11 +45,11 @@ class JournalServiceStub:
     AuditJournal: _grpc.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]
     """Checks the equalities that must hold between log, stream and readers."""
     RebuildProjection: _grpc.UnaryUnaryMultiCallable[_service_pb2.RebuildProjectionRequest, _service_pb2.RebuildProjectionResponse]
-    """Folds the read model from zero into new tables and swaps them in."""
+    """Folds the read model from zero into new tables and swaps them in; once more does no harm."""
     ListParkedFacts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListParkedFactsRequest, _service_pb2.ListParkedFactsResponse]
     """Lists facts that readers could not use."""
     RetryParkedFacts: _grpc.UnaryUnaryMultiCallable[_service_pb2.RetryParkedFactsRequest, _service_pb2.RetryParkedFactsResponse]
-    """Handles the parked facts of one stream again, in order."""
+    """Handles the parked facts of one stream again, in order; once more handles what is left."""
     SkipParkedFact: _grpc.UnaryUnaryMultiCallable[_service_pb2.SkipParkedFactRequest, _service_pb2.SkipParkedFactResponse]
     """Gives up one parked fact for good; that is a fact itself."""
     ResumeReader: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeReaderRequest, _service_pb2.ResumeReaderResponse]
@@ -72,11 +72,11 @@ class JournalServiceAsyncStub(JournalServiceStub):
     AuditJournal: _aio.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]  # type: ignore[assignment]
     """Checks the equalities that must hold between log, stream and readers."""
     RebuildProjection: _aio.UnaryUnaryMultiCallable[_service_pb2.RebuildProjectionRequest, _service_pb2.RebuildProjectionResponse]  # type: ignore[assignment]
-    """Folds the read model from zero into new tables and swaps them in."""
+    """Folds the read model from zero into new tables and swaps them in; once more does no harm."""
     ListParkedFacts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListParkedFactsRequest, _service_pb2.ListParkedFactsResponse]  # type: ignore[assignment]
     """Lists facts that readers could not use."""
     RetryParkedFacts: _aio.UnaryUnaryMultiCallable[_service_pb2.RetryParkedFactsRequest, _service_pb2.RetryParkedFactsResponse]  # type: ignore[assignment]
-    """Handles the parked facts of one stream again, in order."""
+    """Handles the parked facts of one stream again, in order; once more handles what is left."""
     SkipParkedFact: _aio.UnaryUnaryMultiCallable[_service_pb2.SkipParkedFactRequest, _service_pb2.SkipParkedFactResponse]  # type: ignore[assignment]
     """Gives up one parked fact for good; that is a fact itself."""
     ResumeReader: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeReaderRequest, _service_pb2.ResumeReaderResponse]  # type: ignore[assignment]
@@ -126,7 +126,7 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.RebuildProjectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.RebuildProjectionResponse, _abc.Awaitable[_service_pb2.RebuildProjectionResponse]]:
-        """Folds the read model from zero into new tables and swaps them in."""
+        """Folds the read model from zero into new tables and swaps them in; once more does no harm."""
 
     @_abc_1.abstractmethod
     def ListParkedFacts(
@@ -142,7 +142,7 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.RetryParkedFactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.RetryParkedFactsResponse, _abc.Awaitable[_service_pb2.RetryParkedFactsResponse]]:
-        """Handles the parked facts of one stream again, in order."""
+        """Handles the parked facts of one stream again, in order; once more handles what is left."""
 
     @_abc_1.abstractmethod
     def SkipParkedFact(

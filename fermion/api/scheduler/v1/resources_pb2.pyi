@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from fermion.api.projects.v1 import resources_pb2 as _resources_pb2_1
 from fermion.api.workload.v1 import resources_pb2 as _resources_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -95,3 +96,79 @@ class QueuedWorkload(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueuedWorkload: _TypeAlias = QueuedWorkload  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why a workload waits, and for how long at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    LATEST_START_TIME_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    """Its place among all that wait, from 1."""
+    waiting: _builtins.int
+    """How many wait."""
+    @_builtins.property
+    def workload(self) -> Global___QueuedWorkload:
+        """The workload, with the reason as it is now."""
+
+    @_builtins.property
+    def latest_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it starts at the latest if nothing else comes; absent where nobody can tell."""
+
+    def __init__(
+        self,
+        *,
+        workload: Global___QueuedWorkload | None = ...,
+        place: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        latest_start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "workload", b"workload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "place", b"place", "waiting", b"waiting", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Holding(_message.Message):
+    """What one scope holds of what it may."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """`projects/{project}` or `users/{uid}`."""
+    inherited: _builtins.bool
+    """Whether these are the limits of each that has none of its own."""
+    @_builtins.property
+    def held(self) -> _resources_pb2_1.Limits:
+        """What is held now."""
+
+    @_builtins.property
+    def limits(self) -> _resources_pb2_1.Limits:
+        """What may be held; a dimension that is not said is not bounded."""
+
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        held: _resources_pb2_1.Limits | None = ...,
+        limits: _resources_pb2_1.Limits | None = ...,
+        inherited: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "inherited", b"inherited", "limits", b"limits", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holding: _TypeAlias = Holding  # noqa: Y015

@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from fermion.api.scheduler.v1 import resources_pb2 as _resources_pb2
+from fermion.api.workload.v1 import resources_pb2 as _resources_pb2_1
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -76,3 +78,240 @@ class ListQueuedWorkloadsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListQueuedWorkloadsResponse: _TypeAlias = ListQueuedWorkloadsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainWorkloadRequest(_message.Message):
+    """Whose workload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Resource name of the owner, e.g. `projects/acme/instances/dev-1`."""
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainWorkloadRequest: _TypeAlias = ExplainWorkloadRequest  # noqa: Y015
+
+@_typing.final
+class ExplainWorkloadResponse(_message.Message):
+    """Why it waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def explanation(self) -> _resources_pb2.Explanation:
+        """All of it."""
+
+    def __init__(
+        self,
+        *,
+        explanation: _resources_pb2.Explanation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainWorkloadResponse: _TypeAlias = ExplainWorkloadResponse  # noqa: Y015
+
+@_typing.final
+class OutlookWorkloadRequest(_message.Message):
+    """What would be declared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    @_builtins.property
+    def workload(self) -> _resources_pb2_1.Workload:
+        """As a module would declare it; its volumes are taken as bound already."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        workload: _resources_pb2_1.Workload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workload", b"workload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutlookWorkloadRequest: _TypeAlias = OutlookWorkloadRequest  # noqa: Y015
+
+@_typing.final
+class OutlookWorkloadResponse(_message.Message):
+    """Where it would stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def explanation(self) -> _resources_pb2.Explanation:
+        """All of it; without a reason where it would be admitted at once."""
+
+    def __init__(
+        self,
+        *,
+        explanation: _resources_pb2.Explanation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutlookWorkloadResponse: _TypeAlias = OutlookWorkloadResponse  # noqa: Y015
+
+@_typing.final
+class WatchQueueRequest(_message.Message):
+    """Whose queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    SEND_INITIAL_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    resume_token: _builtins.str
+    """Goes on behind the message that had it."""
+    send_initial: _builtins.bool
+    """First sends everything that waits."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        send_initial: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "resume_token", b"resume_token", "send_initial", b"send_initial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchQueueRequest: _TypeAlias = WatchQueueRequest  # noqa: Y015
+
+@_typing.final
+class WatchQueueResponse(_message.Message):
+    """One change of the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Change:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchQueueResponse._Change.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANGE_UNSPECIFIED: WatchQueueResponse._Change.ValueType  # 0
+        """Not said."""
+        CHANGE_INITIAL: WatchQueueResponse._Change.ValueType  # 1
+        """It waited at the start."""
+        CHANGE_UPDATED: WatchQueueResponse._Change.ValueType  # 2
+        """It waits, as shown."""
+        CHANGE_LEFT: WatchQueueResponse._Change.ValueType  # 3
+        """It waits no more: it was admitted, refused or withdrawn."""
+        CHANGE_BOOKMARK: WatchQueueResponse._Change.ValueType  # 4
+        """Nothing; only a newer token."""
+
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
+        """What happened."""
+
+    CHANGE_UNSPECIFIED: WatchQueueResponse.Change.ValueType  # 0
+    """Not said."""
+    CHANGE_INITIAL: WatchQueueResponse.Change.ValueType  # 1
+    """It waited at the start."""
+    CHANGE_UPDATED: WatchQueueResponse.Change.ValueType  # 2
+    """It waits, as shown."""
+    CHANGE_LEFT: WatchQueueResponse.Change.ValueType  # 3
+    """It waits no more: it was admitted, refused or withdrawn."""
+    CHANGE_BOOKMARK: WatchQueueResponse.Change.ValueType  # 4
+    """Nothing; only a newer token."""
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    change: Global___WatchQueueResponse.Change.ValueType
+    """What happened."""
+    resume_token: _builtins.str
+    """Send it back to go on here."""
+    @_builtins.property
+    def workload(self) -> _resources_pb2.QueuedWorkload:
+        """To whom; its uid alone where it has left."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___WatchQueueResponse.Change.ValueType = ...,
+        workload: _resources_pb2.QueuedWorkload | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["workload", b"workload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "resume_token", b"resume_token", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchQueueResponse: _TypeAlias = WatchQueueResponse  # noqa: Y015
+
+@_typing.final
+class ListHoldingsRequest(_message.Message):
+    """Whose holdings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldingsRequest: _TypeAlias = ListHoldingsRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldingsResponse(_message.Message):
+    """What is held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holdings(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Holding]:
+        """The project first, then each user who holds something in it."""
+
+    def __init__(
+        self,
+        *,
+        holdings: _abc.Iterable[_resources_pb2.Holding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldingsResponse: _TypeAlias = ListHoldingsResponse  # noqa: Y015

@@ -40,6 +40,26 @@ class QueueServiceStub:
                 request_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsRequest.SerializeToString,
                 response_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsResponse.FromString,
                 _registered_method=True)
+        self.ExplainWorkload = channel.unary_unary(
+                '/fermion.api.scheduler.v1.QueueService/ExplainWorkload',
+                request_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadResponse.FromString,
+                _registered_method=True)
+        self.OutlookWorkload = channel.unary_unary(
+                '/fermion.api.scheduler.v1.QueueService/OutlookWorkload',
+                request_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadResponse.FromString,
+                _registered_method=True)
+        self.WatchQueue = channel.unary_stream(
+                '/fermion.api.scheduler.v1.QueueService/WatchQueue',
+                request_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueResponse.FromString,
+                _registered_method=True)
+        self.ListHoldings = channel.unary_unary(
+                '/fermion.api.scheduler.v1.QueueService/ListHoldings',
+                request_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsResponse.FromString,
+                _registered_method=True)
 
 
 class QueueServiceServicer:
@@ -53,6 +73,34 @@ class QueueServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainWorkload(self, request, context):
+        """Tells why an owner's newest attempt waits, its place, and when it starts at the latest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OutlookWorkload(self, request, context):
+        """Tells where a workload that is not declared yet would stand, and when it would start at the latest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchQueue(self, request, context):
+        """Streams changes of a project's queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHoldings(self, request, context):
+        """Tells what a project, and the users who hold something in it, hold of what they may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QueueServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +108,26 @@ def add_QueueServiceServicer_to_server(servicer, server):
                     servicer.ListQueuedWorkloads,
                     request_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsRequest.FromString,
                     response_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsResponse.SerializeToString,
+            ),
+            'ExplainWorkload': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainWorkload,
+                    request_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadResponse.SerializeToString,
+            ),
+            'OutlookWorkload': grpc.unary_unary_rpc_method_handler(
+                    servicer.OutlookWorkload,
+                    request_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadResponse.SerializeToString,
+            ),
+            'WatchQueue': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchQueue,
+                    request_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueResponse.SerializeToString,
+            ),
+            'ListHoldings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHoldings,
+                    request_deserializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +158,114 @@ class QueueService:
             '/fermion.api.scheduler.v1.QueueService/ListQueuedWorkloads',
             fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsRequest.SerializeToString,
             fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListQueuedWorkloadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainWorkload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.scheduler.v1.QueueService/ExplainWorkload',
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadRequest.SerializeToString,
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ExplainWorkloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OutlookWorkload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.scheduler.v1.QueueService/OutlookWorkload',
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadRequest.SerializeToString,
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.OutlookWorkloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fermion.api.scheduler.v1.QueueService/WatchQueue',
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueRequest.SerializeToString,
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.WatchQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHoldings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.scheduler.v1.QueueService/ListHoldings',
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsRequest.SerializeToString,
+            fermion_dot_api_dot_scheduler_dot_v1_dot_service__pb2.ListHoldingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

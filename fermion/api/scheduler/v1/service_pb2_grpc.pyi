@@ -35,6 +35,14 @@ class QueueServiceStub:
     def __new__(cls, channel: _aio.Channel) -> QueueServiceAsyncStub: ...
     ListQueuedWorkloads: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListQueuedWorkloadsRequest, _service_pb2.ListQueuedWorkloadsResponse]
     """Lists a project's workloads that wait, longest first."""
+    ExplainWorkload: _grpc.UnaryUnaryMultiCallable[_service_pb2.ExplainWorkloadRequest, _service_pb2.ExplainWorkloadResponse]
+    """Tells why an owner's newest attempt waits, its place, and when it starts at the latest."""
+    OutlookWorkload: _grpc.UnaryUnaryMultiCallable[_service_pb2.OutlookWorkloadRequest, _service_pb2.OutlookWorkloadResponse]
+    """Tells where a workload that is not declared yet would stand, and when it would start at the latest."""
+    WatchQueue: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchQueueRequest, _service_pb2.WatchQueueResponse]
+    """Streams changes of a project's queue."""
+    ListHoldings: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListHoldingsRequest, _service_pb2.ListHoldingsResponse]
+    """Tells what a project, and the users who hold something in it, hold of what they may."""
 
 @_typing.type_check_only
 class QueueServiceAsyncStub(QueueServiceStub):
@@ -43,6 +51,14 @@ class QueueServiceAsyncStub(QueueServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListQueuedWorkloads: _aio.UnaryUnaryMultiCallable[_service_pb2.ListQueuedWorkloadsRequest, _service_pb2.ListQueuedWorkloadsResponse]  # type: ignore[assignment]
     """Lists a project's workloads that wait, longest first."""
+    ExplainWorkload: _aio.UnaryUnaryMultiCallable[_service_pb2.ExplainWorkloadRequest, _service_pb2.ExplainWorkloadResponse]  # type: ignore[assignment]
+    """Tells why an owner's newest attempt waits, its place, and when it starts at the latest."""
+    OutlookWorkload: _aio.UnaryUnaryMultiCallable[_service_pb2.OutlookWorkloadRequest, _service_pb2.OutlookWorkloadResponse]  # type: ignore[assignment]
+    """Tells where a workload that is not declared yet would stand, and when it would start at the latest."""
+    WatchQueue: _aio.UnaryStreamMultiCallable[_service_pb2.WatchQueueRequest, _service_pb2.WatchQueueResponse]  # type: ignore[assignment]
+    """Streams changes of a project's queue."""
+    ListHoldings: _aio.UnaryUnaryMultiCallable[_service_pb2.ListHoldingsRequest, _service_pb2.ListHoldingsResponse]  # type: ignore[assignment]
+    """Tells what a project, and the users who hold something in it, hold of what they may."""
 
 class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
     """What waits for admission, and why."""
@@ -54,5 +70,37 @@ class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListQueuedWorkloadsResponse, _abc.Awaitable[_service_pb2.ListQueuedWorkloadsResponse]]:
         """Lists a project's workloads that wait, longest first."""
+
+    @_abc_1.abstractmethod
+    def ExplainWorkload(
+        self,
+        request: _service_pb2.ExplainWorkloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ExplainWorkloadResponse, _abc.Awaitable[_service_pb2.ExplainWorkloadResponse]]:
+        """Tells why an owner's newest attempt waits, its place, and when it starts at the latest."""
+
+    @_abc_1.abstractmethod
+    def OutlookWorkload(
+        self,
+        request: _service_pb2.OutlookWorkloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.OutlookWorkloadResponse, _abc.Awaitable[_service_pb2.OutlookWorkloadResponse]]:
+        """Tells where a workload that is not declared yet would stand, and when it would start at the latest."""
+
+    @_abc_1.abstractmethod
+    def WatchQueue(
+        self,
+        request: _service_pb2.WatchQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchQueueResponse], _abc.AsyncIterator[_service_pb2.WatchQueueResponse]]:
+        """Streams changes of a project's queue."""
+
+    @_abc_1.abstractmethod
+    def ListHoldings(
+        self,
+        request: _service_pb2.ListHoldingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListHoldingsResponse, _abc.Awaitable[_service_pb2.ListHoldingsResponse]]:
+        """Tells what a project, and the users who hold something in it, hold of what they may."""
 
 def add_QueueServiceServicer_to_server(servicer: QueueServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

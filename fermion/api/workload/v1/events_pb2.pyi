@@ -559,11 +559,35 @@ class HoldReleased(_message.Message):
 Global___HoldReleased: _TypeAlias = HoldReleased  # noqa: Y015
 
 @_typing.final
-class VolumeAdmitted(_message.Message):
+class VolumeQueued(_message.Message):
     """Stated by the scheduler, stream `volume/<uid>` of its journal.
 
-    It is held against the storage quota, and belongs to this cluster from now on.
+    It waits for the first workload that mounts it; said again with other labels.
     """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> _resources_pb2.Volume:
+        """The whole of it."""
+
+    def __init__(
+        self,
+        *,
+        volume: _resources_pb2.Volume | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeQueued: _TypeAlias = VolumeQueued  # noqa: Y015
+
+@_typing.final
+class VolumeAdmitted(_message.Message):
+    """It is held against the storage quota, and belongs to this cluster from now on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

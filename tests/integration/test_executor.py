@@ -1,0 +1,439 @@
+"""The executor with a real local cluster: what the scheduler says becomes processes, and facts of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from chassis import ids
+from chassis.embedded import Home, Keys
+from chassis.envelope import Meta, Recorded, Registry
+from chassis.journal import Book, Command, Place
+from chassis.postgres import Database
+from chassis.queries import Queries
+from chassis.store import PostgresJournal
+from fermion.api.executor import v1 as api
+from fermion.api.executor.v1.service_pb2_grpc import RuntimeServiceStub
+from fermion.api.projects import v1 as projects
+from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
+from fermion.api.workload import v1 as workload
+from fermion.api.workload.v1 import events_pb2
+from tests.clusters import end
+from tests.integration.platform import Platform, running, until
+from tests.servers import CLUSTER, NatsServer
+
+OWNER = "projects/acme/instances/lab"
+SERVICES = ("projects", "scheduler", "executor")
+
+
+class Stage:
+    """An executor at work, what the scheduler tells it, and what it stated."""
+
+    def __init__(
+        self, platform: Platform, scheduler: PostgresJournal, own: PostgresJournal
+    ) -> None:
+        self.platform = platform
+        self.runtime = RuntimeServiceStub(platform.channel)
+        self._scheduler = scheduler
+        self._own = own
+
+    async def say(self, *facts: Message) -> None:
+        """Let the scheduler state facts."""
+        await self._scheduler.append(Command(facts, Meta("service:scheduler")))
+
+    async def facts(self) -> Sequence[Recorded]:
+        """Everything that the executor stated, but what it says all the time."""
+        page = await self._own.read(0, 10_000)
+        quiet = (workload.ProofOfLife, workload.Watermark)
+        return [record for record in page.records if not isinstance(record.message, quiet)]
+
+    async def names(self) -> list[str]:
+        """Types of what it stated of workloads and replicas."""
+        found = [record.type.rsplit(".", 1)[-1] for record in await self.facts()]
+        return [name for name in found if name.startswith(("Replica", "Workload", "Volume"))]
+
+    async def stated(self, kind: str, count: int = 1) -> list[Recorded]:
+        """Wait until facts of a type are stated so often."""
+
+        async def read() -> list[Recorded]:
+            return [one for one in await self.facts() if one.type.endswith(f".{kind}")]
+
+        return await until(read, lambda found: len(found) >= count, f"{count} {kind}")
+
+    async def replicas(self) -> Sequence[api.Replica]:
+        """What RuntimeService shows."""
+        answer = await self.platform.call(
+            self.runtime.ListReplicas, api.ListReplicasRequest(owner=OWNER)
+        )
+        return answer.replicas
+
+    async def printed(self, **more: object) -> list[api.LogChunk]:
+        """What StreamLogs sends."""
+        request = api.StreamLogsRequest(owner=OWNER, **more)  # type: ignore[arg-type]
+        chunks: list[api.LogChunk] = []
+        async for response in self.runtime.StreamLogs(request, metadata=self.platform.metadata):
+            chunks += response.chunks
+        return chunks
+
+
+def place(fact: Message) -> Place:
+    """Where a scheduler's fact stands; enough of its rule for what these tests say."""
+    match fact:
+        case workload.WorkloadAdmitted():
+            return Place(f"workload/{fact.workload.uid}", fact.workload.project)
+        case workload.VolumeAdmitted():
+            return Place(f"volume/{fact.volume.uid}", fact.volume.project)
+        case workload.WorkloadRevoked():
+            return Place(f"workload/{fact.uid}", fact.project)
+        case workload.VolumeRevoked():
+            return Place(f"volume/{fact.uid}", fact.project)
+        case _:
+            raise TypeError(fact.DESCRIPTOR.full_name)
+
+
+@asynccontextmanager
+async def executing(
+    dsn: str, nats: NatsServer, folder: Path, *, stays: bool = False
+) -> AsyncIterator[Stage]:
+    """A platform of projects, a scheduler without declarations, and an executor; what runs may stay."""
+    home = Home(folder)
+    home.prepare()
+    Keys.prepare(home, SERVICES)
+    settings = {
+        "FERMION_PROJECTS_CLUSTERS": CLUSTER,
+        "FERMION_EXECUTOR_CLUSTER": CLUSTER,
+        "FERMION_EXECUTOR_ROOT": str(folder / "cluster"),
+        "FERMION_EXECUTOR_KEY": str(home.path("keys", "replicas.key")),
+        "FERMION_EXECUTOR_PROOF_SECONDS": "0.2",
+        "FERMION_EXECUTOR_USAGE_SECONDS": "0.2",
+    }
+    async with running(dsn, nats, folder, services=SERVICES, **settings) as platform:
+        registry = Registry.of((events_pb2.DESCRIPTOR,))
+        book = Book(place, lambda _: ())
+        databases = [Database(dsn, name) for name in ("scheduler", "executor")]
+        for database in databases:
+            await database.open(pool_size=2)
+        none = Queries({})
+        scheduler = PostgresJournal(databases[0], registry=registry, book=book, queries=none)
+        own = PostgresJournal(
+            databases[1], registry=registry, book=book, queries=none, shard=CLUSTER
+        )
+        committing = asyncio.create_task(scheduler.run(), name="the scheduler's committer")
+        try:
+            yield Stage(platform, scheduler, own)
+        finally:
+            committing.cancel()
+            await asyncio.wait({committing})
+            for database in databases:
+                await database.close()
+            if not stays:
+                end(folder / "cluster")
+
+
+def work(
+    *command: str, attempt: int = 1, restart: workload.RestartPolicy | None = None, **more: object
+) -> workload.Workload:
+    """A workload of one replica that runs a command of this machine."""
+    group = workload.Group(
+        replicas=1,
+        min_replicas=1,
+        resources=workload.Resources(cpu_milli=100, memory_bytes=256 * 2**20),
+        image=workload.Image(repository="host"),
+        command=command,
+        restart=restart,
+        ports=[workload.Port(name="web", number=8000)],
+    )
+    return workload.Workload(
+        uid=ids.workload("inst_1", "", attempt),
+        owner=OWNER,
+        owner_uid="inst_1",
+        attempt=attempt,
+        project="acme",
+        user="user_1",
+        kind=workload.KIND_INSTANCE,
+        groups=[group],
+        ends=workload.Ends(rule=workload.Ends.RULE_NEVER),
+        success=workload.Success(rule=workload.Success.RULE_ALL),
+        grace=Duration(seconds=1),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def admitted(said: workload.Workload) -> workload.WorkloadAdmitted:
+    return workload.WorkloadAdmitted(workload=said, cluster=CLUSTER, replicas={"": 1})
+
+
+def python(script: str) -> tuple[str, ...]:
+    return (sys.executable, "-S", "-c", script)
+
+
+@pytest.fixture
+async def stage(database: str, nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Stage]:
+    async with executing(database, nats_server, tmp_path / "home") as stage:
+        await stage.platform.call(
+            ProjectServiceStub(stage.platform.channel).CreateProject,
+            projects.CreateProjectRequest(project_id="acme"),
+        )
+        yield stage
+
+
+async def test_a_program_that_ends_is_stated_from_its_start_to_its_end(stage: Stage) -> None:
+    began = datetime.now(UTC)
+    await stage.say(admitted(work(*python("print('hello'); raise SystemExit(3)"))))
+    await stage.stated("WorkloadFinished")
+    assert [
+        name for name in await stage.names() if name not in ("ReplicaPending", "ReplicaReady")
+    ] == [
+        *("WorkloadAccepted", "ReplicaScheduled", "ReplicaStarted", "ReplicaEnded"),
+        *("ReplicaReleased", "WorkloadFinished"),
+    ]
+    started = (await stage.stated("ReplicaStarted"))[0].message
+    ended = (await stage.stated("ReplicaEnded"))[0].message
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(started, workload.ReplicaStarted)
+    assert isinstance(ended, workload.ReplicaEnded)
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert ended.exit == 3
+    assert finished.outcome == workload.OUTCOME_FAILED
+    start, end = (one.witness.occurred_time.ToDatetime(tzinfo=UTC) for one in (started, ended))
+    assert began - timedelta(seconds=1) <= start <= end <= datetime.now(UTC)
+    assert started.subject.owner == OWNER
+    assert [chunk.data for chunk in await stage.printed()] == [b"hello\n"]
+
+
+async def test_a_revocation_drains_and_nothing_is_left_of_it(stage: Stage) -> None:
+    said = work(*python("import time; print('up', flush=True); time.sleep(600)"))
+    await stage.say(admitted(said))
+    await stage.stated("ReplicaStarted")
+    revoked = workload.WorkloadRevoked(
+        uid=said.uid, cause=workload.CAUSE_USER_STOP, grace=Duration(seconds=5), project="acme"
+    )
+    await stage.say(revoked)
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert finished.outcome == workload.OUTCOME_STOPPED
+    names = await stage.names()
+    assert names.index("ReplicaDraining") < names.index("ReplicaEnded")
+    assert [one.state for one in await stage.replicas()] == [api.REPLICA_STATE_ENDED]
+
+
+async def test_an_admission_and_its_revocation_that_arrive_together_start_nothing(
+    stage: Stage,
+) -> None:
+    said = work("sleep", "600")
+    revoked = workload.WorkloadRevoked(
+        uid=said.uid, cause=workload.CAUSE_DELETE, grace=Duration(seconds=5), project="acme"
+    )
+    await stage.say(admitted(said), revoked)
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert finished.outcome == workload.OUTCOME_NEVER_STARTED
+    assert await stage.names() == ["WorkloadFinished"]
+
+
+async def test_what_the_cluster_cannot_honour_is_rejected_by_field(stage: Stage) -> None:
+    said = work("sleep", "600")
+    said.groups[0].image.repository = "nvcr.io/nvidia/pytorch:24.01"
+    await stage.say(admitted(said))
+    rejected = (await stage.stated("WorkloadRejected"))[0].message
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(rejected, workload.WorkloadRejected)
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert (rejected.field, rejected.reason.code) == ("groups[0].image", "IMAGE_NOT_HONOURED")
+    assert finished.outcome == workload.OUTCOME_REJECTED
+
+
+async def test_a_crash_is_run_again_after_a_back_off_that_is_told(stage: Stage) -> None:
+    restart = workload.RestartPolicy(
+        mode=workload.RestartPolicy.MODE_ON_FAILURE,
+        restarts_max=1,
+        backoff=Duration(nanos=200_000_000),
+    )
+    await stage.say(admitted(work(*python("raise SystemExit(5)"), restart=restart)))
+    await stage.stated("WorkloadFinished")
+    started = [one.message for one in await stage.stated("ReplicaStarted", 2)]
+    assert [one.run for one in started if isinstance(one, workload.ReplicaStarted)] == [0, 1]
+    pending = [one.message for one in await stage.stated("ReplicaPending")]
+    assert "CRASH_LOOP_BACKOFF" in [
+        one.reason.code for one in pending if isinstance(one, workload.ReplicaPending)
+    ]
+
+
+async def test_a_workload_ends_when_it_has_run_as_long_as_it_may(stage: Stage) -> None:
+    await stage.say(admitted(work("sleep", "600", max_duration=Duration(seconds=1))))
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert (finished.outcome, finished.cause) == (
+        workload.OUTCOME_STOPPED,
+        workload.CAUSE_MAX_DURATION,
+    )
+
+
+async def test_files_on_a_volume_outlive_the_workload_until_the_volume_is_revoked(
+    stage: Stage, tmp_path: Path
+) -> None:
+    volume = workload.Volume(
+        uid=ids.derived("vol", "inst_1"), owner=OWNER, owner_uid="inst_1", project="acme"
+    )
+    mount = workload.Mount(path="/workspace", volume=workload.Mount.Volume(volume_uid=volume.uid))
+    first = work("sh", "-c", "echo kept > note")
+    first.groups[0].mounts.append(mount)
+    await stage.say(workload.VolumeAdmitted(volume=volume, cluster=CLUSTER), admitted(first))
+    await stage.stated("WorkloadFinished")
+    second = work("sh", "-c", "cat note; cat $FERMION_ROOT/workspace/note", attempt=2)
+    second.groups[0].mounts.append(mount)
+    await stage.say(admitted(second))
+    await stage.stated("WorkloadFinished", 2)
+    chunks = await stage.printed()
+    assert b"".join(chunk.data for chunk in chunks) == b"kept\nkept\n"
+    await stage.say(workload.VolumeRevoked(uid=volume.uid, project="acme"))
+    await stage.stated("VolumeDeleted")
+    assert not list((tmp_path / "home" / "cluster" / "volumes").glob(f"{volume.uid}*"))
+
+
+async def test_an_executor_that_starts_again_adopts_what_runs_and_dates_what_ended(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    wrote = tmp_path / "ended"
+    home = tmp_path / "home"
+    script = f"import time; time.sleep(1.5); open({str(wrote)!r}, 'w').write(str(time.time_ns()))"
+    stays = work("sleep", "600", attempt=1)
+    ends = work(*python(script), attempt=2)
+    async with executing(database, nats_server, home, stays=True) as stage:
+        await stage.platform.call(
+            ProjectServiceStub(stage.platform.channel).CreateProject,
+            projects.CreateProjectRequest(project_id="acme"),
+        )
+        await stage.say(admitted(stays), admitted(ends))
+        before = await stage.stated("ReplicaStarted", 2)
+    assert not wrote.exists()
+
+    async def read() -> bool:
+        return wrote.exists()
+
+    await until(read, bool, "the program ended while nobody watched")
+    async with executing(database, nats_server, home) as stage:
+        ended = (await stage.stated("ReplicaEnded"))[0].message
+        assert isinstance(ended, workload.ReplicaEnded)
+        assert ended.workload == ends.uid
+        stated = ended.witness.occurred_time.ToNanoseconds()
+        assert abs(stated - int(wrote.read_text())) < 200_000_000
+        assert len(await stage.stated("ReplicaStarted")) == len(before)
+        revoked = workload.WorkloadRevoked(
+            uid=stays.uid, cause=workload.CAUSE_USER_STOP, grace=Duration(seconds=1), project="acme"
+        )
+        await stage.say(revoked)
+        await stage.stated("WorkloadFinished", 2)
+
+
+async def test_a_command_runs_inside_and_passes_its_exit_code_on(stage: Stage) -> None:
+    await stage.say(admitted(work("sleep", "600")))
+    await stage.stated("ReplicaStarted")
+
+    async def requests() -> AsyncIterator[api.ExecRequest]:
+        start = api.ExecRequest.Start(
+            owner=OWNER, command=["sh", "-c", "read line; echo got $line; echo no >&2; exit 7"]
+        )
+        yield api.ExecRequest(start=start)
+        yield api.ExecRequest(stdin=b"this\n", stdin_closed=True)
+
+    answers = [
+        answer async for answer in stage.runtime.Exec(requests(), metadata=stage.platform.metadata)
+    ]
+    assert b"".join(one.stdout for one in answers) == b"got this\n"
+    assert b"".join(one.stderr for one in answers) == b"no\n"
+    assert answers[-1].exit_code == 7
+
+
+async def test_logs_are_followed_and_resumed_without_a_gap_or_a_repetition(stage: Stage) -> None:
+    lines = 60
+    script = f"import time\nfor n in range({lines}):\n print(n, flush=True); time.sleep(0.02)"
+    following = asyncio.create_task(follow(stage, lines), name="follow")
+    await stage.say(admitted(work(*python(script))))
+    assert await following == "".join(f"{number}\n" for number in range(lines))
+
+
+async def follow(stage: Stage, lines: int) -> str:
+    """Follow the logs, leaving and coming back all the time."""
+    request = api.StreamLogsRequest(owner=OWNER, follow=True)
+    text = ""
+    while text.count("\n") < lines:
+        call = stage.runtime.StreamLogs(request, metadata=stage.platform.metadata)
+        try:
+            async for response in call:
+                text += "".join(chunk.data.decode() for chunk in response.chunks)
+                request.resume_token = response.resume_token
+                if len(text) % 3 == 0:
+                    break
+        finally:
+            call.cancel()
+    return text
+
+
+async def test_what_nobody_has_is_said_so(stage: Stage) -> None:
+    request = api.StreamLogsRequest(owner=OWNER)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async for _ in stage.runtime.StreamLogs(request, metadata=stage.platform.metadata):
+            pass
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_call_with_a_stream_of_requests_is_let_in_by_its_first_one(stage: Stage) -> None:
+    async def foreign() -> AsyncIterator[api.ExecRequest]:
+        start = api.ExecRequest.Start(owner="projects/other/instances/lab", command=["id"])
+        yield api.ExecRequest(start=start)
+
+    async def malformed() -> AsyncIterator[api.ExecRequest]:
+        yield api.ExecRequest(start=api.ExecRequest.Start(owner=OWNER))
+
+    async def nothing() -> AsyncIterator[api.ExecRequest]:
+        for _ in ():
+            yield api.ExecRequest()
+
+    for requests, code in (
+        (foreign, grpc.StatusCode.NOT_FOUND),
+        (malformed, grpc.StatusCode.INVALID_ARGUMENT),
+        (nothing, grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            async for _ in stage.runtime.Exec(requests(), metadata=stage.platform.metadata):
+                pass
+        assert error.value.code() is code
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async for _ in stage.runtime.Exec(foreign()):
+            pass
+    assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_the_cluster_is_registered_and_its_watermark_moves(stage: Stage) -> None:
+    async def cluster() -> api.Cluster:
+        answer = await stage.platform.call(stage.runtime.GetCluster, api.GetClusterRequest())
+        return answer.cluster
+
+    found = await until(cluster, lambda one: one.HasField("watermark_time"), "the watermark")
+    assert found.name == f"clusters/{CLUSTER}"
+    assert "host" in [image.repository for image in found.capabilities.images]
+    assert found.nodes[0].cpu_milli > 0
+    then = found.watermark_time.ToNanoseconds()
+    await until(cluster, lambda one: one.watermark_time.ToNanoseconds() > then, "a later one")
+
+
+async def test_what_runs_is_measured(stage: Stage) -> None:
+    await stage.say(admitted(work(*python("while True: pass"))))
+
+    async def usage() -> api.ListUsageResponse:
+        return await stage.platform.call(stage.runtime.ListUsage, api.ListUsageRequest(owner=OWNER))
+
+    def busy(found: api.ListUsageResponse) -> bool:
+        return any(sample.cpu_milli > 20 for one in found.series for sample in one.samples)
+
+    await until(usage, busy, "use of CPU")
