@@ -144,7 +144,7 @@ def cluster_uid(root: Path) -> str:
         try:
             # Who was first has said it.
             os.link(new, path)
-            shim.sync_folder(str(root))
+            shim.sync(str(root))
         except FileExistsError:
             pass
         finally:

@@ -174,6 +174,38 @@ def test_ranks_are_told_of_each_other(ground: Ground) -> None:
     ]
 
 
+def test_a_folder_that_a_power_cut_left_half_is_made_anew(ground: Ground) -> None:
+    wanted = work(host())
+    path = ground.replicas / folder.name_of(wanted, "", 0)
+    for file, kept in (("spec", 40), ("spec", 0), ("workload", 40), ("workload", 0)):
+        ground.replicas.mkdir(exist_ok=True)
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        made = folder.read(ground, path)
+        assert made is not None
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        again = folder.read(ground, path)
+        assert again is not None
+        assert again.uid == made.uid
+        (path / file).write_bytes((path / file).read_bytes()[:kept])
+        assert folder.read(ground, path) is None
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        anew = folder.read(ground, path)
+        assert anew is not None
+        assert anew.uid != made.uid
+
+
+def test_labels_are_brought_up_to_date(ground: Ground) -> None:
+    ground.replicas.mkdir()
+    wanted = work(host())
+    path = ground.replicas / folder.name_of(wanted, "", 0)
+    for labels in ({}, {"team": "blue"}, {"team": "red", "cost": "7"}):
+        wanted.labels.clear()
+        wanted.labels.update(labels)
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        lines = (path / "labels").read_text().splitlines()
+        assert dict(line.split("=") for line in lines) == labels
+
+
 def test_an_image_is_another_when_anything_of_it_is(tmp_path: Path) -> None:
     requirements = tmp_path / "lab.txt"
     requirements.write_text("lab==1\n")
