@@ -129,8 +129,10 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
     parts = []
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        said = field.name in _ZEROS if not field.has_presence else message.HasField(field.name)
-        if field.name in ("uid", "project") or not (said or value):
+        said = bool(value) or field.name in _ZEROS
+        if field.has_presence:
+            said = message.HasField(field.name)
+        if field.name in ("uid", "project") or not said:
             continue
         if isinstance(value, Timestamp):
             parts.append(f"{field.name}={show.when(value)}")
