@@ -762,11 +762,16 @@ class MemoryCluster:
             found.sessions.remove(session)
 
     async def access(self, replica: str) -> Mapping[str, str]:
-        """How its ports are opened."""
+        """How the ports of a replica that runs are opened."""
         found = self._world.replicas.get(replica)
-        if found is None or found.process is None:
+        if found is None or not found.open:
             raise Gone(replica)
-        return {name: f"http://{address}/" for name, address in found.ports.items()}
+        return {
+            port.name: f"http://{found.ports[port.name]}/"
+            if port.protocol == api.Port.PROTOCOL_HTTP
+            else found.ports[port.name]
+            for port in found.group.ports
+        }
 
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from chassis.embedded import free_port
+from tests.clusters import end
 
 FERMION = str(Path(sys.executable).with_name("fermion"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,7 @@ class Stage:
                 self.process.kill()
                 self.process.wait()
         self.process = None
+        end(self.home / "cluster")
 
     def cli(self, *words: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run one command as a user would."""

@@ -21,7 +21,7 @@ Everywhere: --debug shows the traceback of an error.
 COMMANDS = (
     ("up", "fermion.cli.local:up", "Start the platform on this machine, in the foreground."),
     ("down", "fermion.cli.local:down", "Stop the platform on this machine."),
-    ("status", "fermion.cli.operate:status", "Show whether it runs: journals, relays, readers."),
+    ("status", "fermion.cli.operate:status", "Show whether it runs: cluster, journals, readers."),
     ("doctor", "fermion.cli.doctor:doctor", "Check everything, and say how to mend it."),
     ("whoami", "fermion.cli.people:whoami", "Show who you are and what you may do."),
     ("contexts", "fermion.cli.contexts:app", "Where to call, and as whom."),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 import fermion
+from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
 from fermion.api.scheduler import v1 as scheduler
-from fermion.cli import show, text
+from fermion.cli import cluster, show, text
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
 from fermion.cli.table import Title
-from fermion.errors import Denied
+from fermion.errors import Denied, Error
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 journal = App(name="journal", help="Journals: rebuild, parked facts, readers.")
 queue = App(name="queue", help="What waits for admission, and why.")
@@ -84,7 +89,11 @@ def readings(journals: Sequence[api.JournalStatus]) -> Iterator[Reading]:
 
 
 def status(*, options: Options = Options()) -> int:
-    """Show whether the platform runs: journals, relays and readers; 1 where something stands still."""
+    """
+    Show whether the platform runs: cluster, journals, relays and readers.
+
+    The exit code is 1 where something stands still, or the cluster does not answer.
+    """
     with options.client() as client:
         who = client.users.who_am_i()
         context = client.context
@@ -94,6 +103,7 @@ def status(*, options: Options = Options()) -> int:
             # Only operators may look further; that it answers is all that others can be told.
             journals = []
             note("Journals and readers are shown to platform admins.")
+        runs, answers = _cluster(client)
     found = list(readings(journals))
     halted = [one for one in journals if one.relay_halted]
     stuck = [one for one in found if one.progress.halted or one.progress.parked]
@@ -104,6 +114,7 @@ def status(*, options: Options = Options()) -> int:
                 "context": context.name,
                 "client_version": fermion.__version__,
                 "caller": show.name_of(who),
+                "cluster": None if runs is None else show.plain(runs),
                 "journals": [show.plain(one) for one in journals],
             }
             print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
@@ -111,6 +122,11 @@ def status(*, options: Options = Options()) -> int:
             print("\n".join(text.line(one.journal) for one in journals))
         case _:
             print(f"Fermion answers at {context.address} (context {context.name}).\n")
+            if runs is not None:
+                print(show.details(cluster.told(runs, datetime.now(UTC))), end="\n\n")
+                if runs.nodes:
+                    show.many(runs.nodes, options.output, cluster.NODES, "")
+                    print()
             if journals:
                 show.many(journals, options.output, JOURNALS, "")
                 print()
@@ -127,7 +143,16 @@ def status(*, options: Options = Options()) -> int:
                         for one in found
                     ],
                 )
-    return 1 if halted or stuck else 0
+    return 1 if halted or stuck or not answers else 0
+
+
+def _cluster(client: Client) -> tuple[executor.Cluster | None, bool]:
+    """What the executor knows of its cluster, and whether it answers; a platform may have none."""
+    try:
+        return client.runtime.get_cluster(), True
+    except Error as error:
+        note(f"The cluster is not known: {error.message}")
+        return None, error.reason == "UNIMPLEMENTED"
 
 
 @queue.command(name="list")

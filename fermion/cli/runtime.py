@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from cyclopts import Parameter
 
 from fermion.api.executor import v1 as api
 from fermion.api.instances import v1 as instances
-from fermion.cli import read, show, terminal
+from fermion.cli import read, show, terminal, text
 from fermion.cli.options import InstanceName, Options, note
 from fermion.errors import Error, InvalidArgument, Unavailable
 
@@ -178,12 +177,12 @@ class _Printer:
         for chunk in chunks:
             match self._output:
                 case "json":
-                    print(json.dumps(show.plain(chunk), ensure_ascii=False), flush=True)
+                    print(show.to_line(show.plain(chunk)), flush=True)
                 case "yaml":
                     print(f"---\n{show.to_yaml(show.plain(chunk))}", flush=True)
                 case "name":
                     if chunk.replica_uid not in self._named:
-                        print(chunk.replica_uid, flush=True)
+                        print(text.line(chunk.replica_uid), flush=True)
                     self._named.add(chunk.replica_uid)
                 case _:
                     self._print(chunk)

@@ -28,7 +28,7 @@ import psutil
 
 from chassis.clock import Clock, SystemClock, milliseconds
 from fermion.api.workload import v1 as api
-from services.executor import acceptance, folder, gpus, logs, shim
+from services.executor import acceptance, folder, gpus, logs, recipe, shim
 from services.executor.checks import Checks, OpenRun
 from services.executor.cluster import Away, Bound, Gone, Listing, LogEntry, Unhonoured, Usage
 from services.executor.folder import Folder, instant
@@ -152,7 +152,7 @@ class LocalCluster:
         with suppress(FileNotFoundError), log.open("ab") as output:
             begun = subprocess.run(
                 [sys.executable, "-I", "-S", str(self._shim), str(found.path)],
-                input=shim.words(given),
+                input=shim.words(given) + shim.WHOLE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
@@ -206,7 +206,11 @@ class LocalCluster:
         self._looked = self._changes()
         listing, orphans = await _away(self._look)
         for name in orphans:
-            await self._have_shim(name)
+            try:
+                await self._have_shim(name)
+            except Away as error:
+                # It is tried again; what is told of the others is true all the same.
+                _log.warning("%s", error)
         return listing
 
     def _look(self) -> tuple[Listing, Sequence[str]]:
@@ -352,28 +356,30 @@ class LocalCluster:
         columns: int = 80,
     ) -> AsyncIterator[LocalSession]:
         """Run a command with the replica's environment, in its folder and under its limits."""
-        found = await _away(self._find, replica)
-        record = found.record() if found else None
-        if found is None or record is None or not record.runs or record.runs[-1][1] is not None:
-            raise Gone(replica)
-        start = record.runs[-1][0]
+        found, start = await self._running(replica)
         async with inside(found, start, command, tty=tty, rows=rows, columns=columns) as session:
             yield session
 
     async def access(self, replica: str) -> Mapping[str, str]:
-        """How the ports of a replica are opened."""
+        """How the ports of a replica that runs are opened."""
+        found, _ = await self._running(replica)
+        asks = found.spec.one("token_variable")
+        token = f"?token={self._token_of(replica)}" if asks else ""
+        addresses = found.addresses()
+        return {
+            port.name: f"http://{addresses[port.name]}/{token}"
+            if port.protocol == api.Port.PROTOCOL_HTTP
+            else addresses[port.name]
+            for port in found.group.ports
+        }
+
+    async def _running(self, replica: str) -> OpenRun:
+        """The folder and the open run of a replica; Gone where none is open."""
         found = await _away(self._find, replica)
-        record = found.record() if found else None
+        record = await _away(found.record) if found else None
         if found is None or record is None or not record.runs or record.runs[-1][1] is not None:
             raise Gone(replica)
-        spoken = {port.name: port.protocol for port in found.group.ports}
-        token = found.spec.one("token_variable") and self._token_of(replica)
-        return {
-            name: address
-            if spoken.get(name) in (api.Port.PROTOCOL_TCP, api.Port.PROTOCOL_GRPC)
-            else f"http://{address}/" + (f"?token={token}" if token else "")
-            for name, address in found.addresses().items()
-        }
+        return found, record.runs[-1][0]
 
     async def usage(self) -> Mapping[str, Usage]:
         """What each running replica has used."""
@@ -456,6 +462,10 @@ class LocalCluster:
         for kept in self._ground.kept.iterdir():
             if kept.stat().st_mtime < oldest:
                 shutil.rmtree(kept, ignore_errors=True)
+        offered = {recipe.place(self._ground.images, one) for one in self._ground.recipes.values()}
+        used = {Path(one.spec.one("image")) for one in there.values() if one.spec.one("image")}
+        for image in set(self._ground.images.iterdir()) - offered - used:
+            shutil.rmtree(image, ignore_errors=True)
         for half in self._ground.replicas.glob(".*"):
             if half.stat().st_mtime < time.time() - DAY_SECONDS:
                 shutil.rmtree(half, ignore_errors=True)

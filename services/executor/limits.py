@@ -101,6 +101,10 @@ class Limits:
                 continue
             except OSError:
                 left = True
+                continue
+            # That of the cluster goes with its last replica.
+            with suppress(OSError):
+                os.rmdir(os.path.dirname(group))
         return not left
 
     @property

@@ -64,9 +64,14 @@ RECIPES: Final = {
 }
 
 
+def place(root: Path, recipe: Recipe) -> Path:
+    """The folder that a recipe's environment is built in."""
+    return root / f"{recipe.name}-{recipe.digest.removeprefix('sha256:')[:16]}"
+
+
 def prepare(root: Path, recipe: Recipe) -> Path:
-    """Have the folder that a recipe's environment is built in; idempotent."""
-    folder = root / f"{recipe.name}-{recipe.digest.removeprefix('sha256:')[:16]}"
+    """Have that folder, with all that is built from; idempotent."""
+    folder = place(root, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"files/{path}": text.encode() for path, text in recipe.files.items()}
     for name, data in {**texts, "requirements.txt": recipe.requirements.read_bytes()}.items():

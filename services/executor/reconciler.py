@@ -453,12 +453,14 @@ class Reconciler:
         """State proof of life and watermark; all that this look told is durable."""
         if self._clock.monotonic() < reign.attested + self._settings.proof_seconds:
             return
+        # What does not run may begin to, and its witness may be slow to write it down.
+        told = listing.told or listing.began
         proofs = {
-            seen.uid: seen.proof or listing.began
+            seen.uid: seen.proof or told
             for seen in listing.replicas
             if reign.replicas[seen.uid].open
         }
-        facts = aggregate.attest(reign.known, self._cluster.uid, listing.began, proofs, PROOF_SLACK)
+        facts = aggregate.attest(reign.known, self._cluster.uid, told, proofs, PROOF_SLACK)
         await self._journal.append(Command(tuple(facts), META, writer=reign.writer))
         reign.known = await self._known()
         reign.attested = self._clock.monotonic()

@@ -18,7 +18,8 @@ It imports little, for there is one a replica, and knows nothing of the platform
     logs/      segments of what it printed: see `Log`
 
 Orders are links because a link is there whole or not at all, cannot be made twice, and needs no
-block of a full disk. SECRETS are environment that must not lie on a disk; a successor gets them anew.
+block of a full disk. SECRETS are words of environment that must not lie on a disk, ended by WHOLE; a
+successor gets them anew.
 
 Main cannot outlive its shim (the kernel kills it), so no run goes on unwitnessed. A shim that finds
 a record with an open run is a successor: it ends that run at its last proof of life, kills what the
@@ -70,6 +71,7 @@ REBUILD_FIRST = 10 * SECOND
 # How long it waits before it looks again at what it cannot be told of.
 LOOK = 50 * MS
 AGAIN = 10 * MS
+GROUP_TRIES = 50
 # An end that is seen later than so many ticks after the last is dated at the last.
 TICKS_LATE = 2
 # What BOOTTIME grew over MONOTONIC by less is the time between two readings.
@@ -79,6 +81,8 @@ PAIR_TRIES = 5
 PIPE_BYTES = 65536
 EXIT_REPORT_BYTES = 4096
 MARKER = "FERMION_REPLICA"
+# Ends what a shim is given on its input.
+WHOLE = b"whole=\0"
 # Name of the port that each rank of a rendezvous has; no port of a workload can be called so.
 RANK_PORT = "_rank"
 
@@ -1103,9 +1107,9 @@ class Shim:
         text = f'{{"cause": "{cause}", "deadline": "{when}.{deadline % 1000:03d}Z"}}\n'
         try:
             replace_file(f"{self.folder}/notice", text.encode(), 0o644)
-        except OSError as error:
-            # The signal comes all the same.
-            print("no notice:", error, file=sys.stderr, flush=True)
+        except OSError:
+            # The disk is full; the signal comes all the same.
+            pass
         kill(self.main, SIGTERM)
 
     def _judge(self, out_of_memory: bool) -> End:
@@ -1198,16 +1202,17 @@ class Shim:
         self._move(ENDED, reason, self.head.detail if reason else "")
 
     def _remove_group(self, group: str) -> None:
-        for _ in range(50):
-            try:
-                os.rmdir(group)
-                # That of the cluster goes with its last replica.
-                os.rmdir(os.path.dirname(group))
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    return
-            time.sleep(AGAIN / SECOND)
+        # That of the cluster goes with its last replica.
+        for path in (group, os.path.dirname(group)):
+            for _ in range(GROUP_TRIES):
+                try:
+                    os.rmdir(path)
+                    break
+                except OSError as error:
+                    # Who was in it may not be quite gone; ENOTEMPTY is another replica's.
+                    if error.errno != errno.EBUSY:
+                        break
+                time.sleep(AGAIN / SECOND)
 
 
 def read_nothing() -> None:
@@ -1241,6 +1246,8 @@ def main(folder: str, clock: Clock | None = None) -> None:
     The caller's process ends with 0 as soon as the replica has a witness, this one or another.
     """
     secrets = b"".join(iter(lambda: os.read(0, PIPE_BYTES), b""))
+    if not secrets.endswith(WHOLE):
+        sys.exit("whoever began this died while he told the secrets")
     told, tell = os.pipe()
     if os.fork():
         os.close(tell)

@@ -26,7 +26,7 @@ from tests.memory_cluster import MemoryCluster, VirtualClock, World
 
 PROGRAM = Path(__file__).with_name("program.py")
 GPUS = 2
-WAIT_SECONDS_MAX = 20.0
+WAIT_SECONDS_MAX = 60.0
 # In memory: turns of the loop that let everything happen which needs no time, and time after them.
 TURNS = 30
 STEP_SECONDS = 0.05
@@ -117,6 +117,8 @@ class OnThisMachine:
     """The local cluster, in a folder of the test's."""
 
     ground: Ground
+    # How long it waits for anything.
+    seconds_max: float = WAIT_SECONDS_MAX
     cluster: Cluster = field(init=False)
     _tending: asyncio.Task[None] | None = None
 
@@ -135,7 +137,7 @@ class OnThisMachine:
 
     async def until(self, holds: Callable[[], Awaitable[Found | None]]) -> Found:
         """Look again and again."""
-        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        deadline = time.monotonic() + self.seconds_max
         while True:
             found = await holds()
             if found:
@@ -196,16 +198,21 @@ async def on_this_machine(
     """Set a local cluster up; when it goes nothing of it runs."""
     uid = ground.cluster_uid(root)
     quick = Pace(look_seconds=0.01, succeed_seconds=0.05, sweep_seconds=0.2)
-    stand = OnThisMachine(
-        Ground(root, uid, "here", held(uid), gpus.simulated(GPUS), pace=pace or quick)
-    )
+    made = Ground(root, uid, "here", held(uid), gpus.simulated(GPUS), pace=pace or quick)
+    async with standing(OnThisMachine(made)) as stand:
+        yield stand
+
+
+@asynccontextmanager
+async def standing(stand: OnThisMachine) -> AsyncIterator[OnThisMachine]:
+    """Begin its process; when it goes nothing of the cluster runs."""
     await stand.renew()
     try:
         yield stand
     finally:
         await end_all(stand)
         await stand.close()
-        assert list(marked_below(root)) == []
+        assert marked_below(stand.ground.root) == []
         assert stand.ground.limits.names() == set()
 
 

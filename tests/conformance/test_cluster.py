@@ -530,6 +530,22 @@ async def test_each_gpu_is_held_by_one(stand: Stand) -> None:
     await stand.until(taken_over)
 
 
+async def test_it_tells_how_ports_are_opened(stand: Stand) -> None:
+    ports = [
+        api.Port(name="web", number=80, protocol=api.Port.PROTOCOL_HTTP),
+        api.Port(name="raw", number=81, protocol=api.Port.PROTOCOL_TCP),
+    ]
+    wanted = work(group(stand.command("stay"), ports=ports))
+    await apply(stand, wanted)
+    found = await runs(stand, wanted)
+    opened = await stand.cluster.access(found.uid)
+    assert opened["web"] == f"http://{found.addresses['web']}/"
+    assert opened["raw"] == found.addresses["raw"]
+    await end_all(stand)
+    with pytest.raises(Gone):
+        await stand.cluster.access(found.uid)
+
+
 # Checks.
 
 
@@ -709,9 +725,10 @@ async def test_a_command_inside_has_a_terminal_of_the_asked_size(stand: Stand) -
 
 
 async def test_a_command_that_is_left_is_killed(stand: Stand) -> None:
-    wanted = work(group(stand.command("stay")))
+    wanted = work(group(stand.command("print:up", "stay")))
     await apply(stand, wanted)
     found = await runs(stand, wanted)
+    await printed(stand, found.uid, "up")
     before = await stand.processes(found.uid)
     async with stand.cluster.execute(found.uid, stand.command("stubborn", "stay"), tty=True):
         pass

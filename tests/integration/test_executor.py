@@ -27,6 +27,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
+from tests.clusters import end
 from tests.integration.platform import Platform, running, until
 from tests.servers import CLUSTER, NatsServer
 
@@ -100,8 +101,10 @@ def place(fact: Message) -> Place:
 
 
 @asynccontextmanager
-async def executing(dsn: str, nats: NatsServer, folder: Path) -> AsyncIterator[Stage]:
-    """A platform of projects, a scheduler without declarations, and an executor."""
+async def executing(
+    dsn: str, nats: NatsServer, folder: Path, *, stays: bool = False
+) -> AsyncIterator[Stage]:
+    """A platform of projects, a scheduler without declarations, and an executor; what runs may stay."""
     home = Home(folder)
     home.prepare()
     Keys.prepare(home, SERVICES)
@@ -132,6 +135,8 @@ async def executing(dsn: str, nats: NatsServer, folder: Path) -> AsyncIterator[S
             await asyncio.wait({committing})
             for database in databases:
                 await database.close()
+            if not stays:
+                end(folder / "cluster")
 
 
 def work(
@@ -303,7 +308,7 @@ async def test_an_executor_that_starts_again_adopts_what_runs_and_dates_what_end
     script = f"import time; time.sleep(1.5); open({str(wrote)!r}, 'w').write(str(time.time_ns()))"
     stays = work("sleep", "600", attempt=1)
     ends = work(*python(script), attempt=2)
-    async with executing(database, nats_server, home) as stage:
+    async with executing(database, nats_server, home, stays=True) as stage:
         await stage.platform.call(
             ProjectServiceStub(stage.platform.channel).CreateProject,
             projects.CreateProjectRequest(project_id="acme"),

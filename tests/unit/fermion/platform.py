@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
@@ -50,6 +50,8 @@ class Platform:
     clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
     running: Running = field(default_factory=Running)
+    # Those that it holds beside one, b/0, that has a reader.
+    journals: Sequence[str] = ("executor/" + "k" * 26, "scheduler/0", "instances/0", "projects/0")
     # Of all journals, in the order in which they were recorded.
     facts: list[journal.Record] = field(default_factory=list)
 
@@ -355,8 +357,9 @@ class Journals(journal_grpc.JournalServiceServicer):
     ) -> journal.GetJournalResponse:
         self._platform.take("GetJournal", request, context)
         reader = journal.ReaderProgress(reader="a/b", journal="b/0", position=3)
-        found = journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])
-        return journal.GetJournalResponse(journals=[found])
+        found = [journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])]
+        found += [journal.JournalStatus(journal=name) for name in self._platform.journals]
+        return journal.GetJournalResponse(journals=found)
 
     def AuditJournal(
         self, request: journal.AuditJournalRequest, context: grpc.ServicerContext

@@ -1,0 +1,38 @@
+"""
+A shim on a machine that sleeps when a test says so.
+
+    python -I asleep.py FOLDER
+
+runs the replica of FOLDER with clocks that jump by the seconds in FOLDER/asleep, once it is there.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+SHIM = Path(__file__).parents[2] / "services" / "executor" / "shim.py"
+
+spec = importlib.util.spec_from_file_location("shim", SHIM)
+assert spec is not None
+assert spec.loader is not None
+shim = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shim)
+
+
+class Asleep(shim.Clock):
+    """The kernel's clocks, had the machine slept."""
+
+    def boottime(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + slept()
+
+
+def slept() -> int:
+    try:
+        return int(os.readlink(f"{sys.argv[1]}/asleep")) * 10**9
+    except OSError:
+        return 0
+
+
+shim.main(sys.argv[1], Asleep())
