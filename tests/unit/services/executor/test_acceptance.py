@@ -55,6 +55,7 @@ CHECK = api.Probe(http_path="/", port="web")
     (work(host(resources=api.Resources(gpu_milli=1000, gpu_type="H100"))),
      "groups[0].resources.gpu_type"),
     (work(host(resources=api.Resources(shm_bytes=2**43))), "groups[0].resources.shm_bytes"),
+    (work(host(mounts=[api.Mount(path="/a")])), "groups[0].mounts[0]"),
     (work(host(mounts=[mount("/")])), "groups[0].mounts[0].path"),
     (work(host(mounts=[mount("/a/../b")])), "groups[0].mounts[0].path"),
     (work(host(mounts=[mount("/a"), mount("/a/b")])), "groups[0].mounts[1].path"),
@@ -64,6 +65,8 @@ CHECK = api.Probe(http_path="/", port="web")
     (work(host(), requires=api.Requirements(driver="1")), "requires.driver"),
     (work(host(), requires=api.Requirements(features=["rdma"])), "requires.features"),
     (work(host(), egress=["example"]), "egress"),
+    (work(host(), ends=api.Ends(rule=api.Ends.RULE_ROLE, role="head")), "ends.role"),
+    (work(host(), success=api.Success(rule=api.Success.RULE_ROLE, role="head")), "success.role"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_named(ground: Ground, wanted: api.Workload, field: str) -> None:
     refused = refusal(ground, wanted)
@@ -78,6 +81,12 @@ def test_two_groups_of_one_role_cannot_be_told_apart(ground: Ground) -> None:
     refused = refusal(ground, wanted)
     assert refused is not None
     assert refused[0] == "groups[0].role"
+
+
+def test_the_end_and_the_success_of_a_role_that_is_there_are_taken(ground: Ground) -> None:
+    ends = api.Ends(rule=api.Ends.RULE_ROLE, role="head")
+    success = api.Success(rule=api.Success.RULE_ROLE, role="head")
+    assert refusal(ground, work(host(role="head"), ends=ends, success=success)) is None
 
 
 @pytest.mark.parametrize("group", [
