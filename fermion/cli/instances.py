@@ -22,6 +22,7 @@ for _name, _home in (
     ("logs", "fermion.cli.runtime:logs"),
     ("exec", "fermion.cli.runtime:exec_"),
     ("shell", "fermion.cli.runtime:shell"),
+    ("open", "fermion.cli.runtime:open_"),
     ("top", "fermion.cli.top:top"),
 ):
     app.command(_home, name=_name)
