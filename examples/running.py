@@ -113,7 +113,7 @@ def program(story: Story, platform: Platform) -> None:
     events = platform.cli("events", "list", "tool", "-o", "json", show=False).out
     story.check(
         "the back-off and the exit code stand in its history",
-        all(word in events for word in ("InstanceBackedOff", "InstanceRunEnded", '"exit": 3')),
+        all(word in events for word in ("InstanceBackedOff", "InstanceRunEnded", '"exit_code": 3')),
         events[-400:],
     )
     logs = platform.cli("instances", "logs", "tool")

@@ -35,7 +35,7 @@ COMMANDS = (
     ("keys", "fermion.cli.people:keys", "Public keys that tokens are checked with."),
     ("quotas", "fermion.cli.quotas:app", "How much projects and users may hold at a time."),
     ("clusters", "fermion.cli.clusters:app", "Clusters on which work may run."),
-    ("queue", "fermion.cli.operate:queue", "What waits for admission, and why."),
+    ("queue", "fermion.cli.queue:app", "What waits for admission, and why."),
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),
     ("journal", "fermion.cli.operate:journal", "Journals: rebuild, parked facts, readers."),

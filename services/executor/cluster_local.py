@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import psutil
 
@@ -84,6 +85,7 @@ class LocalCluster:
         ground.changes.touch()
         self._volumes = Volumes(ground.root, self._clock)
         self._shim = compiled_shim(ground.root)
+        self._boot = shim.boot_id()
         # Folders as they were made, each by the number of its spec.
         self._folders: dict[str, tuple[int, Folder]] = {}
         self._succeeded: dict[str, float] = {}
@@ -135,7 +137,9 @@ class LocalCluster:
     def _unwatched(self, name: str) -> bool:
         found = self._folder(name)
         record = found.record() if found else None
-        return record is None or (record.head.phase != shim.ENDED and not record.watched)
+        return record is None or (
+            record.head.phase != shim.ENDED and not record.watched(self._boot)
+        )
 
     async def _have_shim(self, name: str) -> None:
         """Have a shim for a folder; Away where none begins. One that lives is left alone."""
@@ -177,7 +181,7 @@ class LocalCluster:
 
     def _close(self, workload_uid: str) -> None:
         self._ground.tombstone(workload_uid).touch()
-        shim.sync_folder(str(self._ground.closed))
+        shim.sync(str(self._ground.closed))
 
     async def forget(self, replica: str) -> None:
         """Let the record of an ended replica go; what has not ended is kept."""
@@ -193,7 +197,7 @@ class LocalCluster:
         with suppress(FileNotFoundError):
             found.path.rename(kept)
             os.utime(kept)
-        shim.sync_folder(str(self._ground.replicas))
+        shim.sync(str(self._ground.replicas))
         for known in (self._names, self._spent):
             known.pop(replica, None)
         self._folders.pop(found.name, None)
@@ -230,7 +234,7 @@ class LocalCluster:
                 if record.head.phase == shim.ENDED:
                     continue
                 told = min(told, instant(record.head.proof))
-            if (record is None or not record.watched) and self._may_succeed(one.name):
+            if (record is None or not record.watched(self._boot)) and self._may_succeed(one.name):
                 orphans.append(one.name)
         return Listing(began, tuple(found), told), orphans
 
@@ -364,7 +368,7 @@ class LocalCluster:
         """How the ports of a replica that runs are opened."""
         found, _ = await self._running(replica)
         asks = found.spec.one("token_variable")
-        token = f"?token={self._token_of(replica)}" if asks else ""
+        token = f"?token={quote(self._token_of(replica))}" if asks else ""
         addresses = found.addresses()
         return {
             port.name: f"http://{addresses[port.name]}/{token}"
