@@ -132,10 +132,10 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
     parts = []
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        # A message that is not there is as true as any.
-        there = message.HasField(field.name) if field.has_presence else bool(value)
-        there |= not field.has_presence and field.name in _ZEROS
-        if field.name in ("uid", "project") or not there:
+        said = bool(value) or field.name in _ZEROS
+        if field.has_presence:
+            said = message.HasField(field.name)
+        if field.name in ("uid", "project") or not said:
             continue
         if isinstance(value, Timestamp):
             parts.append(f"{field.name}={show.when(value)}")

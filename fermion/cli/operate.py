@@ -12,7 +12,6 @@ from cyclopts import App, Parameter
 import fermion
 from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
-from fermion.api.scheduler import v1 as scheduler
 from fermion.cli import cluster, show, text
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
@@ -23,16 +22,7 @@ if TYPE_CHECKING:
     from fermion.client import Client
 
 journal = App(name="journal", help="Journals: rebuild, parked facts, readers.")
-queue = App(name="queue", help="What waits for admission, and why.")
 
-QUEUE: tuple[Column[scheduler.QueuedWorkload], ...] = (
-    Column("OWNER", lambda one: one.owner.removeprefix("projects/")),
-    Column("ATTEMPT", lambda one: str(one.attempt), spare=1),
-    Column("WHY", lambda one: show.sentence(one.reason) or "-", crop=True),
-    Column("WAITS", lambda one: show.age(one.queue_time)),
-    Column("NEEDS", lambda one: show.pairs(dict(one.reason.arguments)), wide=True),
-    Column("WORKLOAD", lambda one: one.workload_uid, wide=True),
-)
 JOURNALS: tuple[Column[api.JournalStatus], ...] = (
     Column("JOURNAL", lambda one: one.journal),
     Column("HEAD", lambda one: str(one.head)),
@@ -153,14 +143,6 @@ def _cluster(client: Client) -> tuple[executor.Cluster | None, bool]:
     except Error as error:
         note(f"The cluster is not known: {error.message}")
         return None, error.reason == "UNIMPLEMENTED"
-
-
-@queue.command(name="list")
-def list_queue(*, options: Options = Options()) -> None:
-    """List the project's workloads that wait, longest first."""
-    with options.client() as client:
-        project = options.project_of(client)
-        show.many(client.queue.list(project), options.output, QUEUE, f"Nothing waits in {project}.")
 
 
 def audit(

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.executor import v1 as api
+from fermion.api.instances import v1 as instances
 from fermion.cli import show
 from fermion.cli.options import InstanceName, Options
 from fermion.cli.show import Column
@@ -118,6 +119,14 @@ def replicas(
 def owner_of(client: Client, options: Options, name: str) -> str:
     """The full name of what runs for: an instance by its name, anything by its full one."""
     return name if "/" in name else options.instance_of(client, name)[2]
+
+
+def standing(client: Client, owner: str) -> str:
+    """Where an instance stands and why, as a sentence; `NotFound` where there is none."""
+    status = client.instances.get(owner).status
+    why = show.sentence(status.reason)
+    state = show.enum(instances.State.Name(status.state))
+    return f"It is {state}{f': {why}' if why else ''}."
 
 
 def _of_all(client: Client, project: str, every: bool) -> Iterator[api.Replica]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import psutil
 
@@ -177,7 +178,7 @@ class LocalCluster:
 
     def _close(self, workload_uid: str) -> None:
         self._ground.tombstone(workload_uid).touch()
-        shim.sync_folder(str(self._ground.closed))
+        shim.sync(str(self._ground.closed))
 
     async def forget(self, replica: str) -> None:
         """Let the record of an ended replica go; what has not ended is kept."""
@@ -193,7 +194,7 @@ class LocalCluster:
         with suppress(FileNotFoundError):
             found.path.rename(kept)
             os.utime(kept)
-        shim.sync_folder(str(self._ground.replicas))
+        shim.sync(str(self._ground.replicas))
         for known in (self._names, self._spent):
             known.pop(replica, None)
         self._folders.pop(found.name, None)
@@ -364,7 +365,7 @@ class LocalCluster:
         """How the ports of a replica that runs are opened."""
         found, _ = await self._running(replica)
         asks = found.spec.one("token_variable")
-        token = f"?token={self._token_of(replica)}" if asks else ""
+        token = f"?token={quote(self._token_of(replica))}" if asks else ""
         addresses = found.addresses()
         return {
             port.name: f"http://{addresses[port.name]}/{token}"

@@ -105,7 +105,9 @@ def capacity(state: State, line: Line, *, ever: bool) -> workload.Reason:
     if best is None:
         return workload.Reason(code="CAPACITY", message="No node can take it now.")
     lack, dimension, amount, there = best
-    arguments = {"dimension": dimension, "need": str(amount), "free": str(max(0, there))}
+    # What is free tells what to wait for; what is there in all, that waiting does not help.
+    counted, has = ("free", "has free") if ever else ("total", "has in all")
+    arguments = {"dimension": dimension, "need": str(amount), counted: str(max(0, there))}
     what = words(dimension)
     if lack <= 0:
         return workload.Reason(
@@ -113,7 +115,6 @@ def capacity(state: State, line: Line, *, ever: bool) -> workload.Reason:
             arguments=arguments,
             message=f"There is as much {what} in all as it needs, and on no one node.",
         )
-    has = "has free" if ever else "has in all"
     return workload.Reason(
         code="CAPACITY",
         arguments=arguments,

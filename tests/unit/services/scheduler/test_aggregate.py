@@ -56,16 +56,10 @@ def told(*decisions: Decide) -> History:
     return history
 
 
-def test_what_is_declared_waits_for_a_cluster() -> None:
+def test_what_is_declared_waits_until_a_pass_has_looked_at_it() -> None:
     (queued,) = told(enqueue).records
     assert isinstance(queued.message, workload.WorkloadQueued)
-    assert queued.message.reason.code == "NO_CLUSTER"
-    assert dict(queued.message.reason.arguments) == {
-        "replicas": "2",
-        "gpu_milli": "2000",
-        "cpu_milli": "8000",
-        "memory_bytes": str(2 * 2**30),
-    }
+    assert queued.message.reason.code == "ARRIVED"
     assert queued.message.reason.message
     assert queued.message.workload == DECLARED
     assert (queued.project, queued.stream) == ("acme", "workload/wkl_1")

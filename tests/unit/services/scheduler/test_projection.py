@@ -31,9 +31,9 @@ def statements(history: History) -> list[str]:
 
 def test_a_queued_workload_gets_a_row_and_a_refused_one_loses_it() -> None:
     assert statements(told(enqueue, relabelled("speech"), withdraw)) == [
-        "enqueue",
-        "enqueue",
-        "dequeue",
+        *("enqueue", "enter"),
+        *("enqueue", "enter"),
+        *("dequeue", "leave"),
     ]
 
 
@@ -41,7 +41,7 @@ def test_another_reason_alone_changes_the_reason_alone() -> None:
     history = told(enqueue)
     reason = workload.Reason(code="QUOTA")
     history.say([workload.WorkloadQueued(uid="wkl_1", project="acme", reason=reason)])
-    assert statements(history) == ["enqueue", "explain"]
+    assert statements(history) == ["enqueue", "enter", "explain", "say"]
 
 
 @given(st.lists(DECISIONS))
