@@ -135,8 +135,10 @@ class Attempts:
 
         It may have been silent for longer than a deadline is; what counts is how long it stays away.
         """
-        if time.monotonic() - since > BACKOFF_SECONDS_MAX and let_in(initial):
-            self.begin()
+        if let_in(initial):
+            self._place.answered = True
+            if time.monotonic() - since > BACKOFF_SECONDS_MAX:
+                self.begin()
 
     def _again(self, code: grpc.StatusCode, found: Error) -> bool:
         if found.reason == "TOO_MANY_RACES":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from google.protobuf import descriptor_pool, message_factory
@@ -97,9 +98,9 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     subject = names.get(uid, uid)
     journal = fact.journal if wide else _cut(fact.journal)
     of = meta.cause_journal if wide else _cut(meta.cause_journal)
-    cause = f"{of}:{meta.cause_position}" if of else "a request"
-    if wide and meta.request_id:
-        cause = f"request {meta.request_id}"
+    # What a service does by itself has neither.
+    asked = f"request {meta.request_id}" if wide else "a request"
+    cause = f"{of}:{meta.cause_position}" if of else asked if meta.request_id else "-"
     return (
         show.moment(fact.record_time) if wide else show.when(fact.record_time),
         fact.type.rsplit(".", 1)[-1],
@@ -112,7 +113,9 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
 
 
 def _cut(journal: str) -> str:
-    """A journal's name, the uid of a cluster in it cut short."""
+    """A journal's name; on a terminal the uid of a cluster in it is cut short."""
+    if not sys.stdout.isatty():
+        return journal
     service, slash, shard = journal.partition("/")
     return f"{service}{slash}{shard if len(shard) <= SHARD_MAX else f'{shard[:SHARD_MAX]}…'}"
 

@@ -68,7 +68,9 @@ COLUMNS: tuple[Column[api.Replica], ...] = (
     Column("ATTEMPT", lambda one: str(one.attempt), wide=True),
     Column("ROLE", lambda one: one.role or "-", wide=True),
     Column("RANK", lambda one: str(one.rank), wide=True),
-    Column("GPU", lambda one: f"{show.cores(one.sku.gpu_milli)} {one.sku.gpu_type}", wide=True),
+    Column(
+        "GPU", lambda one: f"{show.cores(one.sku.gpu_milli)} {one.sku.gpu_type}".rstrip(), wide=True
+    ),
     Column("CPU", lambda one: show.cores(one.sku.cpu_milli), wide=True),
     Column("MEMORY", lambda one: show.size(one.sku.memory_bytes), wide=True),
     Column("STARTED", lambda one: show.moment(one.start_time), wide=True),
@@ -108,6 +110,8 @@ def replicas(
         elif name:
             owner = owner_of(client, options, name)
             found = client.runtime.list_replicas(owner, all_attempts=all_)
+            if not found:
+                _must_be_there(client, owner)
             show.many(found, options.output, COLUMNS, f"Nothing has run for {show.short(owner)}.")
         else:
             project = options.project_of(client)
@@ -134,10 +138,15 @@ def _of_all(client: Client, project: str, every: bool) -> Iterator[api.Replica]:
         yield from client.runtime.list_replicas(instance.name, all_attempts=every)
 
 
-def _follow(client: Client, owner: str, options: Options) -> None:
-    if owner.split("/")[2] == "instances":
-        # One that is not there would be waited for without an end.
+def _must_be_there(client: Client, owner: str) -> None:
+    """Raise `NotFound`, with names like it, where there is no such instance."""
+    if owner.split("/")[2:3] == ["instances"]:
         client.instances.get(owner)
+
+
+def _follow(client: Client, owner: str, options: Options) -> None:
+    # One that is not there would be waited for without an end.
+    _must_be_there(client, owner)
     with show.Board(COLUMNS, options.output) as board:
         for change in client.runtime.watch_replicas(owner):
             if change.change != api.WatchReplicasResponse.CHANGE_BOOKMARK:

@@ -306,7 +306,7 @@ def cores(milli: int) -> str:
 
 def size(number: int) -> str:
     """Bytes, in the largest unit that they fill."""
-    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= length:
             return f"{number / length:.4g} {unit}"
     return str(number)

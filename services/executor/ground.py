@@ -161,7 +161,7 @@ def living(root: Path) -> int:
             # One that is damaged tells nothing, and is told of where the platform meets it.
             with suppress(OSError, ValueError):
                 record = shim.read_record(str(path))
-                if record is not None and record.watched(boot):
+                if record is not None and record.watched_in(boot):
                     found += record.head.phase != shim.ENDED
     return found
 

@@ -25,7 +25,7 @@ def written() -> str:
 
 def pages(root: App) -> Iterator[tuple[str, str]]:
     """Every page below the root: the words that lead to it, and its text."""
-    # A page tells of the commands below it, which have to have been loaded for that.
+    # All of them first: a command that is loaded when it is used says nothing of itself before.
     for words in list(_commands(root, ())):
         out = io.StringIO()
         root.help_print(list(words), console=Console(file=out, width=COLUMNS, color_system=None))

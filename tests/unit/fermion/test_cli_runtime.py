@@ -173,6 +173,8 @@ def test_what_is_followed_or_looked_into_must_be_there(
     assert run(["instances", "exec", "lap", "--", "ls"]) == 3
     assert "Did you mean lab?" in capsys.readouterr().err
     assert run(["replicas", "lap", "--watch"]) == 3
+    assert run(["replicas", "lap"]) == 3
+    assert capsys.readouterr().err.count("Did you mean lab?") == 2
     assert run(["instances", "top", "lap"]) == 3
     assert not lab.sent("StreamLogs")
 
