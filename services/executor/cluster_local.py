@@ -85,6 +85,7 @@ class LocalCluster:
         ground.changes.touch()
         self._volumes = Volumes(ground.root, self._clock)
         self._shim = compiled_shim(ground.root)
+        self._boot = shim.boot_id()
         # Folders as they were made, each by the number of its spec.
         self._folders: dict[str, tuple[int, Folder]] = {}
         self._succeeded: dict[str, float] = {}
@@ -136,7 +137,9 @@ class LocalCluster:
     def _unwatched(self, name: str) -> bool:
         found = self._folder(name)
         record = found.record() if found else None
-        return record is None or (record.head.phase != shim.ENDED and not record.watched)
+        return record is None or (
+            record.head.phase != shim.ENDED and not record.watched(self._boot)
+        )
 
     async def _have_shim(self, name: str) -> None:
         """Have a shim for a folder; Away where none begins. One that lives is left alone."""
@@ -231,7 +234,7 @@ class LocalCluster:
                 if record.head.phase == shim.ENDED:
                     continue
                 told = min(told, instant(record.head.proof))
-            if (record is None or not record.watched) and self._may_succeed(one.name):
+            if (record is None or not record.watched(self._boot)) and self._may_succeed(one.name):
                 orphans.append(one.name)
         return Listing(began, tuple(found), told), orphans
 

@@ -326,11 +326,9 @@ class Record:
         self.runs = runs
         self.gaps = gaps
 
-    @property
-    def watched(self) -> bool:
-        """Whether the shim that wrote it lives."""
-        head = self.head
-        return head.boot == boot_id() and head.ticks == started(head.pid)
+    def watched(self, boot: str) -> bool:
+        """Whether the shim that wrote it lives, in this boot of the machine."""
+        return self.head.boot == boot and self.head.ticks == started(self.head.pid)
 
 
 def read_record(folder: str) -> Record | None:
@@ -373,8 +371,11 @@ def _read_gaps(folder: str) -> list[Gap]:
         data = read_file(f"{folder}/gaps")
     except FileNotFoundError:
         return []
-    places = range(0, len(data), GAP_BYTES)
-    return [Gap(*found) for at in places if (found := Gap.fields(data[at : at + GAP_BYTES]))]
+    found: list[Gap] = []
+    # Behind the last one there is only room.
+    while gap := Gap.fields(data[GAP_BYTES * len(found) :][:GAP_BYTES]):
+        found.append(Gap(*gap))
+    return found
 
 
 def run_place(ordinal: int) -> int:
