@@ -98,7 +98,7 @@ def create(
     For example:
 
         fermion instances create lab --kind notebook --gpu 1 --memory 32GiB
-        fermion instances create own --kind custom --image host -- sleep 1h
+        fermion instances create own --kind training -- sleep 1h
     """
     asked, _ = build(wish)
     name = name or show.short(asked.name)
