@@ -155,13 +155,13 @@ def cluster_uid(root: Path) -> str:
 
 def living(root: Path) -> int:
     """How many replicas of the cluster in a folder live, with a platform or without one."""
-    found = 0
+    found, boot = 0, shim.boot_id()
     with suppress(FileNotFoundError):
         for path in (root / "replicas").iterdir():
             # One that is damaged tells nothing, and is told of where the platform meets it.
             with suppress(OSError, ValueError):
                 record = shim.read_record(str(path))
-                if record is not None and record.watched:
+                if record is not None and record.watched_in(boot):
                     found += record.head.phase != shim.ENDED
     return found
 

@@ -326,8 +326,13 @@ class Record:
         self.runs = runs
         self.gaps = gaps
 
-    def watched(self, boot: str) -> bool:
-        """Whether the shim that wrote it lives, in this boot of the machine."""
+    @property
+    def watched(self) -> bool:
+        """Whether the shim that wrote it lives."""
+        return self.watched_in(boot_id())
+
+    def watched_in(self, boot: str) -> bool:
+        """The same, for who knows which boot of the machine this is."""
         return self.head.boot == boot and self.head.ticks == started(self.head.pid)
 
 
@@ -969,12 +974,10 @@ class Shim:
         try:
             os.pwrite(self.gap_file, bytes(GAPS_ROOM), GAP_BYTES * self.gaps)
             os.pwrite(self.file, bytes(RUN_BYTES), run_place(self.head.runs))
-            os.fsync(self.gap_file)
-            os.fsync(self.file)
             if self.head.runs == 0:
                 # All that whoever made the folder has left to us: one after the other it is one wait.
-                sync(f"{self.folder}/spec")
-                sync(self.folder)
+                for name in ("spec", "workload", "."):
+                    sync(f"{self.folder}/{name}")
                 sync(os.path.dirname(self.folder))
         except OSError as error:
             return "DISK_FULL", str(error)
