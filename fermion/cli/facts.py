@@ -136,7 +136,7 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
         said = bool(value) or field.name in _ZEROS
         if field.has_presence:
             said = message.HasField(field.name)
-        meaningless = field.name in _EXITS and getattr(message, "signal", 0)
+        meaningless = field.name in _EXITS and bool(getattr(message, "signal", 0))
         if field.name in ("uid", "project") or meaningless or not said:
             continue
         if isinstance(value, Timestamp):
