@@ -21,8 +21,9 @@ from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
 KNOWN = (instance_events, journal_events, project_events, workload_events)
-# Numbers that say something also where they are 0.
-_ZEROS = frozenset({"run", "exit", "exit_code"})
+# Numbers that say something also where they are 0; an exit code none where a signal ended it.
+_EXITS = frozenset({"exit", "exit_code"})
+_ZEROS = _EXITS | {"run"}
 FIRST_HAND = (workload.EVIDENCE_CLASS_UNSPECIFIED, workload.EVIDENCE_CLASS_RECORDED)
 SHARD_MAX = 6
 # So much later than it happened a fact is recorded ordinarily.
@@ -135,7 +136,8 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
         said = bool(value) or field.name in _ZEROS
         if field.has_presence:
             said = message.HasField(field.name)
-        if field.name in ("uid", "project") or not said:
+        meaningless = field.name in _EXITS and bool(getattr(message, "signal", 0))
+        if field.name in ("uid", "project") or meaningless or not said:
             continue
         if isinstance(value, Timestamp):
             parts.append(f"{field.name}={show.when(value)}")

@@ -160,6 +160,15 @@ def test_a_table_says_how_it_ended_and_that_it_is_told_late(
     assert f"  {EXECUTOR}:7  " in rows["ReplicaEnded"]
 
 
+def test_where_a_signal_ended_it_no_exit_code_is_told(
+    ran: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = workload.ReplicaEnded(uid="rep_1", run=1, signal=9)
+    ran.state(EXECUTOR, "replica/rep_1", killed, 130)
+    assert run(["events", "list", "lab"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  run=1 signal=9")
+
+
 def test_a_replica_is_called_by_whose_it_is(
     ran: Platform, capsys: pytest.CaptureFixture[str]
 ) -> None:
