@@ -19,15 +19,6 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import service_pb2_grpc as projects_grpc
 from tests.stage import FERMION, Stage, staged, until
 
-
-@pytest.fixture
-def project(stage: Stage) -> str:
-    """A fresh project."""
-    name = f"p{uuid.uuid4().hex[:10]}"
-    stage.ok("projects", "create", name)
-    return name
-
-
 # More GPUs than a machine of ours has: it stays in the queue, whatever the cluster does.
 WAITING = ("--kind", "notebook", "--gpu", "8")
 
