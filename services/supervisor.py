@@ -359,8 +359,8 @@ def settings(
 ) -> dict[str, str]:
     """The environment that all processes of services have alike."""
     return {
-        **os.environ,
         **MINIMA,
+        **os.environ,
         "FERMION_HOME": str(home.root),
         "FERMION_POSTGRES_DSN": postgres.dsn,
         "FERMION_NATS_URL": nats.url,

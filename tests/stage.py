@@ -19,6 +19,8 @@ from tests.clusters import end
 
 FERMION = str(Path(sys.executable).with_name("fermion"))
 ROOT = Path(__file__).resolve().parent.parent
+# Many at once on a machine of any size.
+TINY = {"FERMION_INSTANCES_CPU_MIN": "1", "FERMION_INSTANCES_MEMORY_MIN": "1048576"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,9 @@ class Answer:
 class Stage:
     """One platform under test."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(
+        self, home: Path, *arguments: str, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.home = home
         self.arguments = arguments
         self.process: subprocess.Popen[bytes] | None = None
@@ -46,6 +50,7 @@ class Stage:
             "FERMION_HOME": str(home),
             "NO_COLOR": "1",
             "COLUMNS": "200",
+            **(settings or {}),
         }
 
     def up(self) -> None:
@@ -167,9 +172,11 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(home: Path, *arguments: str) -> Iterator[Stage]:
+def staged(
+    home: Path, *arguments: str, settings: Mapping[str, str] | None = None
+) -> Iterator[Stage]:
     """A platform that is up, and down after it."""
-    stage = Stage(home, *arguments)
+    stage = Stage(home, *arguments, settings=settings)
     try:
         stage.up()
         yield stage

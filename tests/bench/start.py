@@ -14,7 +14,7 @@ import psutil
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc
 from tests.bench.row import Row
-from tests.stage import Stage, staged, until
+from tests.stage import TINY, Stage, staged, until
 
 ROUNDS = 20
 REPLICAS = 200
@@ -26,7 +26,7 @@ GOAL_MS = 150.0
 
 def rounds(folder: Path) -> list[Row]:
     """Measure on a platform of its own, one process for all services."""
-    with staged(folder / "home") as stage:
+    with staged(folder / "home", settings=TINY) as stage:
         stage.ok("projects", "create", PROJECT)
         rest = memory(stage)
         with grpc.insecure_channel(stage.address) as channel:

@@ -38,7 +38,7 @@ from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
 from services.executor import shim
 from tests.chaos.test_kills import find, insist, settle
-from tests.stage import ROOT, Stage, staged, until
+from tests.stage import ROOT, TINY, Stage, staged, until
 
 CALLERS = 6
 FAULTS_OF_EACH = 3
@@ -77,7 +77,7 @@ def test_every_run_has_one_start_and_one_end_whatever_dies(tmp_path: Path) -> No
     seed = int(os.environ.get("FERMION_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
     print(f"FERMION_CHAOS_SEED={seed}")
     home = tmp_path / "home"
-    with staged(home, "--split", "--replicas", "2") as stage:
+    with staged(home, "--split", "--replicas", "2", settings=TINY) as stage:
         stage.ok("projects", "create", PROJECT)
         outside = tmp_path / "outside"
         recorder = subprocess.Popen(
