@@ -4,7 +4,8 @@ Watches the mains of a local cluster from outside, and writes down when each of 
     python recorder.py REPLICAS_FOLDER OUTPUT
 
 It finds each run in the shims' records, takes a pidfd of its process and waits for it. One line a
-run: replica folder, ordinal, the end in nanoseconds of the wall clock as this process saw it.
+run: replica folder, replica uid, ordinal, the end in nanoseconds of the wall clock as this process
+saw it.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ LOOK_SECONDS = 0.01
 def main(replicas: Path, output: Path) -> None:
     """Watch until killed."""
     poller = select.poll()
-    watched: dict[int, tuple[str, int]] = {}
-    seen: set[tuple[str, int]] = set()
+    watched: dict[int, tuple[str, str, int]] = {}
+    seen: set[tuple[str, str, int]] = set()
     looked = 0.0
     with output.open("a", buffering=1) as file:
         while True:
             for descriptor, _ in poller.poll(LOOK_SECONDS * 1000):
                 at = time.time_ns()
-                name, ordinal = watched.pop(descriptor)
+                name, uid, ordinal = watched.pop(descriptor)
                 poller.unregister(descriptor)
                 os.close(descriptor)
-                file.write(f"{name} {ordinal} {at}\n")
+                file.write(f"{name} {uid} {ordinal} {at}\n")
             if time.monotonic() < looked + LOOK_SECONDS:
                 continue
             looked = time.monotonic()
             for folder in replicas.iterdir() if replicas.exists() else ():
                 try:
                     record = shim.read_record(str(folder))
-                except OSError:
+                    uid = shim.Words(shim.read_file(str(folder / "spec"))).one("uid")
+                except (OSError, KeyError, ValueError):
                     continue
                 for start, end in record.runs[-1:] if record else ():
-                    key = (folder.name, start.ordinal)
+                    key = (folder.name, uid, start.ordinal)
                     if end is not None or key in seen or shim.started(start.pid) != start.ticks:
                         continue
                     try:

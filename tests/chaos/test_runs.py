@@ -133,9 +133,8 @@ def check(stage: Stage, ledger: Ledger, outside: Path, words: Path) -> None:
 
     apart = []
     for line in outside.read_text().splitlines():
-        name, ordinal, at = line.split()
-        uid = replica_of(stage, name)
-        if uid is None or name in ledger.hurt or int(ordinal) not in runs[uid]:
+        name, uid, ordinal, at = line.split()
+        if name in ledger.hurt or int(ordinal) not in runs.get(uid, {}):
             continue
         apart.append(abs(runs[uid][int(ordinal)].end - int(at) // MS))
     assert len(apart) > len(runs) / 4, "the recorder outside saw too little"
@@ -253,15 +252,6 @@ def kept(stage: Stage) -> Iterable[tuple[str, shim.Record]]:
         record = shim.read_record(str(folder))
         assert record is not None, folder
         yield folder.name, record
-
-
-def replica_of(stage: Stage, name: str) -> str | None:
-    """The uid of the replica that had a folder of this name."""
-    for folder in (stage.home / "cluster" / "kept").iterdir():
-        spec = shim.read_file(str(folder / "spec"))
-        if spec and shim.Words(spec).one("name") == name:
-            return folder.name
-    return None
 
 
 def remains(stage: Stage) -> Iterable[str]:
