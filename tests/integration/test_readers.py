@@ -209,7 +209,6 @@ async def test_a_log_of_another_service_is_read_by_its_call(
             QUERIES,
             Path(__file__).parent,
             other.bus,
-            other.relay,
             (),
         )
         server = grpc.aio.server()
