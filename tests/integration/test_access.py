@@ -27,6 +27,7 @@ from fermion.api.journal.v1 import service_pb2_grpc as journal_stubs
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import service_pb2_grpc as projects_stubs
 from fermion.api.scheduler.v1 import service_pb2_grpc as scheduler_stubs
+from fermion.api.workload import v1 as workload
 from tests.integration.platform import SECONDS_MAX, Platform, running, told
 from tests.people import People, created, followed, member, registered, uid
 from tests.servers import NatsServer
@@ -130,6 +131,10 @@ TABLE: Final[Mapping[str, Row]] = {
     "instances.v1.InstanceService/ListTemplates": everywhere(USERS),
     "instances.v1.InstanceService/UpdateTemplate": everywhere(ROOT),
     "scheduler.v1.QueueService/ListQueuedWorkloads": reads("parent"),
+    "scheduler.v1.QueueService/ExplainWorkload": reads("owner", "projects/{}/instances/dev-1"),
+    "scheduler.v1.QueueService/OutlookWorkload": reads("parent"),
+    "scheduler.v1.QueueService/WatchQueue": reads("parent"),
+    "scheduler.v1.QueueService/ListHoldings": reads("parent"),
     "executor.v1.RuntimeService/ListReplicas": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/WatchReplicas": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/StreamLogs": reads("owner", "projects/{}/instances/dev-1"),
@@ -379,6 +384,8 @@ SHAPES: Final[Mapping[str, Mapping[str, object]]] = {
     "instances.v1.InstanceService/UpdateTemplate": {
         "template": instances.Template(name="templates/none", kind=instances.KIND_NOTEBOOK)
     },
+    "scheduler.v1.QueueService/OutlookWorkload": {"workload": workload.Workload()},
+    "scheduler.v1.QueueService/WatchQueue": {"send_initial": True},
     "executor.v1.RuntimeService/WatchReplicas": {"send_initial": True},
     "executor.v1.RuntimeService/Exec": {"start": executor.ExecRequest.Start(command=["true"])},
 }
