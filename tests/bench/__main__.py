@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from tests.bench import append, call, relay, start
+from tests.bench import admit, append, call, relay, start
 from tests.bench.row import Row
 from tests.servers import SERVICES, NatsServer
 
@@ -26,6 +26,7 @@ def main() -> int:
             broker.wait_ready()
             rows = asyncio.run(measure(server, broker, Path(folder) / "home"))
             rows += start.rounds(Path(folder) / "start")
+            rows += admit.rounds(Path(folder) / "admit")
         finally:
             broker.stop()
             server.stop()

@@ -118,7 +118,9 @@ def shims(stage: Stage) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if any(word.endswith("shim.py") for word in words) and str(stage.home) in " ".join(words):
+        if any(Path(word).name.startswith("shim-") for word in words) and str(
+            stage.home
+        ) in " ".join(words):
             found.append(process)
     return found
 
