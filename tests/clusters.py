@@ -39,4 +39,3 @@ def _processes(root: Path) -> list[psutil.Process]:
             if own or process.environ().get("FERMION_ROOT", "").startswith(f"{root}/"):
                 found.append(process)
     return found
-

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
@@ -107,6 +107,42 @@ def holders(state: State, klass: int) -> list[tuple[str, Row]]:
     )
 
 
+def reservations(state: State, klass: int, now: int) -> dict[str, Reserved]:
+    """What is kept for others of a class, by flavour, as the state stands."""
+    found: dict[str, Reserved] = {}
+    kept: defaultdict[str, dict[str, Load]] = defaultdict(dict)
+    for uid, row in holders(state, klass):
+        reserved = _reserved(state, uid, row, now, kept)
+        if reserved is not None:
+            found[row.shape.flavour] = reserved
+    return found
+
+
+def beside(
+    request: Request, reserved: Iterable[Reserved], now: int
+) -> dict[str, list[Mapping[str, Room]]]:
+    """What is left on nodes that are kept for others, where a request could be in their way."""
+    end = request.end(now)
+    found: defaultdict[str, list[Mapping[str, Room]]] = defaultdict(list)
+    for one in reserved:
+        if one.binds(request.klass, end):
+            found[one.cluster].append(one.plan.slack)
+    return found
+
+
+def _reserved(
+    state: State, uid: str, row: Row, now: int, kept: dict[str, dict[str, Load]]
+) -> Reserved | None:
+    """Keep nodes for one, beside what is kept already; None where it can never start."""
+    planned = state.plan(row.line, now, kept)
+    if planned is None:
+        return None
+    cluster, plan = planned
+    for node, load in plan.kept.items():
+        kept[cluster][node] = (*kept[cluster].get(node, ()), *load)
+    return Reserved(uid, row.line.request.klass, cluster, plan)
+
+
 def _over(state: State, now: int) -> Iterator[Decision]:
     for uid in sorted(state.done):
         yield Release(uid)
@@ -178,13 +214,9 @@ class _Pass:
                 if fit is not None:
                     self._admit(row, self._state.works[uid], fit)
                     continue
-            planned = self._state.plan(row.line, self._now, kept)
-            if planned is None:
-                continue
-            cluster, plan = planned
-            self._kept[row.shape.flavour] = Reserved(uid, row.line.request.klass, cluster, plan)
-            for node, load in plan.kept.items():
-                kept[cluster][node] = (*kept[cluster].get(node, ()), *load)
+            reserved = _reserved(self._state, uid, row, self._now, kept)
+            if reserved is not None:
+                self._kept[row.shape.flavour] = reserved
         lines.keep(klass, self._kept)
 
     def _reserve(self, flavour: str) -> None:
@@ -281,10 +313,10 @@ class _Pass:
     def _fit(self, row: Row, anywhere: bool = False) -> Fit | None:
         """Find where one of a line fits, or remember what is in its way."""
         lines, line, shape = self._state.lines, row.line, row.shape
-        beside = self._beside(line.request)
-        if shape.dead and not anywhere and self._is_hopeless(shape, beside):
+        rooms = beside(line.request, self._kept.values(), self._now)
+        if shape.dead and not anywhere and self._is_hopeless(shape, rooms):
             return None
-        found = self._state.fit(line, self._now, beside)
+        found = self._state.fit(line, self._now, rooms)
         if isinstance(found, Fit):
             return found
         if found.partly:
@@ -293,13 +325,11 @@ class _Pass:
         elif found.shorts:
             lines.block(row, [short.scope for short in found.shorts])
         else:
-            behind = bool(beside) and isinstance(self._state.fit(line, self._now, {}), Fit)
+            behind = bool(rooms) and isinstance(self._state.fit(line, self._now, {}), Fit)
             lines.kill(shape, behind, self._now)
         return None
 
-    def _is_hopeless(
-        self, shape: Shape, beside: Mapping[str, Sequence[Mapping[str, Room]]]
-    ) -> bool:
+    def _is_hopeless(self, shape: Shape, rooms: Mapping[str, Sequence[Mapping[str, Room]]]) -> bool:
         """Whether what may fit only on nodes that have grown does not, where that is cheap to tell."""
         if not shape.hopes:
             return False
@@ -311,21 +341,12 @@ class _Pass:
                 continue
             if not alone or request.avoid or request.architecture or request.driver:
                 return False
-            slacks = [slack[name] for slack in beside.get(cluster, ()) if name in slack]
+            slacks = [slack[name] for slack in rooms.get(cluster, ()) if name in slack]
             if all(could_hold(slack, request) for slack in slacks):
                 return False
             behind = True
         self._state.lines.despair(shape, behind)
         return True
-
-    def _beside(self, request: Request) -> dict[str, list[Mapping[str, Room]]]:
-        """What is left on nodes that are kept for others, where this one could be in their way."""
-        end = request.end(self._now)
-        found: defaultdict[str, list[Mapping[str, Room]]] = defaultdict(list)
-        for reserved in self._kept.values():
-            if reserved.binds(request.klass, end):
-                found[reserved.cluster].append(reserved.plan.slack)
-        return found
 
     def _admit(self, row: Row, work: Work, fit: Fit) -> None:
         line = row.line

@@ -293,12 +293,19 @@ class Lines:
         """Remember what is kept for others of a class; where that is less than before, try again."""
         before = self._kept.get(klass, {})
         self._kept[klass] = kept
-        if any(
-            flavour not in kept or kept[flavour].eased(reserved)
+        freed = [
+            (reserved.cluster, node)
             for flavour, reserved in before.items()
-        ):
-            for shape in list(self._behind[klass]):
-                self._revive(shape)
+            if flavour not in kept or kept[flavour].eased(reserved)
+            for node in reserved.plan.slack
+        ]
+        if not freed:
+            return
+        self._grown.update(freed)
+        for shape in self._behind[klass]:
+            shape.hopes.extend(freed)
+            for needs in _needs(shape.request):
+                self._hoping[klass][needs].add(shape)
 
     def again_time(self, now: int) -> int:
         """When a shape is next tried again only because time has passed."""

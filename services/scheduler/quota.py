@@ -108,12 +108,16 @@ class Quotas:
                 self.eased.add(scope)
 
     def share(self, scope: str, totals: Amounts) -> int:
-        """A scope's dominant share: the greatest part that it holds of anything, in billionths."""
-        held = self.held(scope)
-        parts = (
-            held.get(dimension, 0) * SHARES // total for dimension, total in totals.items() if total
-        )
-        return max(parts, default=0)
+        """A scope's dominant share."""
+        return part_of(self.held(scope), totals)
+
+
+def part_of(held: Amounts, totals: Amounts) -> int:
+    """The greatest part that is held of anything, in billionths."""
+    parts = (
+        held.get(dimension, 0) * SHARES // total for dimension, total in totals.items() if total
+    )
+    return max(parts, default=0)
 
 
 def amounts(size: Size, number: int = 1) -> dict[str, int]:
