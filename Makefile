@@ -45,7 +45,7 @@ check: setup ## Lint, format, types, import contracts, protos
 	@$(BIN)/mypy chassis services fermion
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
-	@! grep -nE 'https?://' requirements/* || { echo "An address stands in requirements/; lock files name packages only."; exit 1; }
+	@! grep -nE 'https?://' requirements/* services/executor/recipes/* || { echo "An address stands in a lock file; they name packages only."; exit 1; }
 
 generate: setup ## Write the Python of the protos, and the pages of help that are kept
 	@$(BIN)/python proto/generate.py
@@ -53,6 +53,7 @@ generate: setup ## Write the Python of the protos, and the pages of help that ar
 
 lock: setup ## Lock the dependencies again (needs uv)
 	@for part in dev run client; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$([ $$part = dev ] || echo --constraint requirements/dev.txt) requirements/$$part.in -o requirements/$$part.txt; done
+	@for recipe in services/executor/recipes/*.in; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$recipe -o $${recipe%.in}.txt; done
 
 bench: setup ## Measure, side by side, and print a table
 	@$(BIN)/python -m tests.bench

@@ -17,14 +17,17 @@ EGRESS: Final = "egress"
 IDENTITY: Final = "identity"
 OUTPUTS: Final = "outputs"
 PLACEMENT: Final = "placement"
+PREEMPTION: Final = "preemption"
 PROBES: Final = "probes"
 RANKS: Final = "ranks"
+RESERVATIONS: Final = "reservations"
+ROUTES: Final = "routes"
 SECRETS: Final = "secrets"
 SHARED_GPUS: Final = "shared-gpus"
 VOLUMES: Final = "volumes"
 FEATURES: Final = (
     *(ARTIFACTS, ATTACH, BUILD_ISOLATION, CHECKPOINTS, COMPANIONS, EGRESS, IDENTITY, OUTPUTS),
-    *(PLACEMENT, PROBES, RANKS, SECRETS, SHARED_GPUS, VOLUMES),
+    *(PLACEMENT, PREEMPTION, PROBES, RANKS, RESERVATIONS, ROUTES, SECRETS, SHARED_GPUS, VOLUMES),
 )
 
 # Reason of a replica whose main ended and is run again after a wait; `ReplicaPending` says it.
@@ -56,9 +59,12 @@ def needs(workload: api.Workload) -> Iterator[tuple[str, str]]:
         yield BUILD_ISOLATION, "isolation"
     if workload.rendezvous == api.RENDEZVOUS_RANKS:
         yield RANKS, "rendezvous"
-    placement = workload.placement
-    if placement.flavour or placement.same_rack or placement.beside_workload_uid:
-        yield PLACEMENT, "placement"
+    if workload.drain.ToNanoseconds():
+        # Without routes there is nothing that it could be taken out of.
+        yield ROUTES, "drain"
+    for name in ("flavour", "same_rack", "beside_workload_uid"):
+        if getattr(workload.placement, name):
+            yield PLACEMENT, f"placement.{name}"
     for place, group in enumerate(workload.groups):
         path = f"groups[{place}]"
         if group.companions:
@@ -69,6 +75,13 @@ def needs(workload: api.Workload) -> Iterator[tuple[str, str]]:
             yield SECRETS, f"{path}.secret_refs"
         if group.probes.ListFields():
             yield PROBES, f"{path}.probes"
+        if group.preemptible:
+            yield PREEMPTION, f"{path}.preemptible"
+        if group.purchase == api.PURCHASE_RESERVED_ONLY:
+            yield RESERVATIONS, f"{path}.purchase"
+        for number, port in enumerate(group.ports):
+            if port.public:
+                yield ROUTES, f"{path}.ports[{number}].public"
         if group.resources.gpu_milli % 1000:
             yield SHARED_GPUS, f"{path}.resources.gpu_milli"
         for number, mount in enumerate(group.mounts):

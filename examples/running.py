@@ -113,7 +113,7 @@ def program(story: Story, platform: Platform) -> None:
     events = platform.cli("events", "list", "tool", "-o", "json", show=False).out
     story.check(
         "the back-off and the exit code stand in its history",
-        all(word in events for word in ("InstanceBackedOff", "InstanceRunEnded", '"exit": 3')),
+        all(word in events for word in ("InstanceBackedOff", "InstanceRunEnded", '"exit_code": 3')),
         events[-400:],
     )
     logs = platform.cli("instances", "logs", "tool")
@@ -147,7 +147,7 @@ def notebook(story: Story, platform: Platform) -> None:
     )
     opened = platform.cli("instances", "open", "notes", "--print")
     url = opened.out.strip().splitlines()[-1] if opened.out.strip() else ""
-    bare = url.split("?")[0].replace("/lab", "/api/status")
+    bare = url.split("?")[0].removesuffix("/") + "/api/status"
     story.check(
         "its URL carries a token, and nobody gets in without it",
         "token=" in url and not get(bare) and "kernels" in get(f"{bare}?{url.split('?')[-1]}"),

@@ -69,7 +69,7 @@ class Platform:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         if show:

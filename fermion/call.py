@@ -34,7 +34,10 @@ CHANNEL_OPTIONS: Final = (
 )
 
 # What asks without changing anything is always safe to ask again.
-_READS: Final = ("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit")
+_READS: Final = (
+    *("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit"),
+    *("Explain", "Outlook"),
+)
 # The call may have happened, or may not; with a request_id, asking again is the same request.
 _UNCLEAR: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -132,8 +135,10 @@ class Attempts:
 
         It may have been silent for longer than a deadline is; what counts is how long it stays away.
         """
-        if time.monotonic() - since > BACKOFF_SECONDS_MAX and let_in(initial):
-            self.begin()
+        if let_in(initial):
+            self._place.answered = True
+            if time.monotonic() - since > BACKOFF_SECONDS_MAX:
+                self.begin()
 
     def _again(self, code: grpc.StatusCode, found: Error) -> bool:
         if found.reason == "TOO_MANY_RACES":

@@ -34,7 +34,7 @@ from chassis.postgres import create_database
 from chassis.process import EXIT_REFUSED
 from chassis.refusals import Refused
 from chassis.telemetry import METRICS
-from services.executor.ground import cluster_uid
+from services.executor.ground import cluster_uid, living
 from services.serve import TARGETS
 
 DEFAULT_PORT: Final = 7443
@@ -236,7 +236,7 @@ class Supervisor:
         self.nats.stop()
         self.postgres.stop()
         self.home.release()
-        say("stopped")
+        say(f"stopped{left_running(self.home)}")
 
 
 def up(
@@ -395,7 +395,8 @@ def down(arguments: Sequence[str]) -> int:
     try:
         holder = home.holder()
         if not holder:
-            say(f"Nothing runs on {home.root}.")
+            left = left_running(home)
+            say(f"{'Nothing' if left == '.' else 'No platform'} runs on {home.root}{left}")
             return 0
         with suppress(ProcessLookupError):
             os.kill(int(holder["pid"]), signal.SIGTERM)
@@ -415,8 +416,20 @@ def down(arguments: Sequence[str]) -> int:
     except Refused as refusal:
         say(f"error: {refusal.message} {refusal.next_step}")
         return 1
-    say(f"Fermion on {home.root} has stopped.")
+    say(f"Fermion on {home.root} has stopped{left_running(home)}")
     return 0
+
+
+def left_running(home: Home) -> str:
+    """The end of a sentence about the end: what runs on by itself, and how that is ended, too."""
+    count = living(home.path("cluster"))
+    if not count:
+        return "."
+    runs = "1 replica runs on" if count == 1 else f"{count} replicas run on"
+    return (
+        f"; {runs}, and the next `fermion up` finds {'it' if count == 1 else 'them'} again. "
+        "`fermion down --stop-all` stops all instances first."
+    )
 
 
 def write_context(home: Home, services: Sequence[Service]) -> None:

@@ -115,6 +115,18 @@ class Runtime:
             self._stub.Exec, api.ExecRequest(start=start), _with_end(requests)
         )
 
+    async def access(
+        self, owner: str, *, replica: api.ReplicaSelector | None = None
+    ) -> dict[str, str]:
+        """
+        How the ports of what runs are opened, by name: URLs with their tokens, else `host:port`.
+
+        Of rank 0 unless said. It is empty where it has no port, and whoever has it may use what runs:
+        keep it from others. Raises `FailedPrecondition` (REPLICA_NOT_RUNNING).
+        """
+        request = api.GetAccessRequest(owner=owner, replica=replica)
+        return dict((await self._line.ask(self._stub.GetAccess, request)).urls)
+
     async def list_usage(
         self, owner: str, since: datetime | None = None
     ) -> Sequence[api.ListUsageResponse.Series]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fermion.api.executor import v1 as executor
+from fermion.api.executor.v1 import service_pb2_grpc as executor_stubs
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc as stubs
+from fermion.errors import Denied, Error
 
 if TYPE_CHECKING:
     from fermion.aio.client import AsyncLine
 
 # Services that have a journal, in the order of the walk of a call.
-SERVICES = ("projects", "instances", "scheduler")
+SERVICES = ("projects", "instances", "scheduler", "executor")
 
 
 class Journals:
@@ -23,9 +26,35 @@ class Journals:
         self._stubs = {
             service: stubs.JournalServiceStub(line.channel) for service, line in self._lines.items()
         }
+        self._runtime = executor_stubs.RuntimeServiceStub(self._lines["executor"].channel)
         # One process answers for all of its journals, so each address is asked once.
         places = {line.place.address: service for service, line in self._lines.items()}
         self._owners = sorted(places.values(), key=SERVICES.index)
+
+    async def names(self) -> Sequence[str]:
+        """
+        Every journal there is, in the order of the walk of a call.
+
+        Who may not ask the services for their journals is told the first one of each, and the one
+        of the cluster that answers.
+        """
+        try:
+            found = {one.journal for one in await self.status()}
+        except Denied:
+            found = {f"{service}/0" for service in SERVICES if service != "executor"}
+            found |= await self._of_cluster()
+        return sorted(found, key=lambda name: (SERVICES.index(_service(name)), name))
+
+    async def _of_cluster(self) -> set[str]:
+        """The journal of an executor bears its cluster's uid; none where no executor is."""
+        ask, request = self._lines["executor"].ask, executor.GetClusterRequest()
+        try:
+            answer = await ask(self._runtime.GetCluster, request)
+        except Error as error:
+            if error.reason != "UNIMPLEMENTED":
+                raise
+            return set()
+        return {f"executor/{answer.cluster.name.removeprefix('clusters/')}"}
 
     async def read(
         self, journal: str, project: str = "", after: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ Everywhere: --debug shows the traceback of an error.
 COMMANDS = (
     ("up", "fermion.cli.local:up", "Start the platform on this machine, in the foreground."),
     ("down", "fermion.cli.local:down", "Stop the platform on this machine."),
-    ("status", "fermion.cli.operate:status", "Show whether it runs: journals, relays, readers."),
+    ("status", "fermion.cli.operate:status", "Show whether it runs: cluster, journals, readers."),
     ("doctor", "fermion.cli.doctor:doctor", "Check everything, and say how to mend it."),
     ("whoami", "fermion.cli.people:whoami", "Show who you are and what you may do."),
     ("contexts", "fermion.cli.contexts:app", "Where to call, and as whom."),
@@ -35,7 +36,7 @@ COMMANDS = (
     ("keys", "fermion.cli.people:keys", "Public keys that tokens are checked with."),
     ("quotas", "fermion.cli.quotas:app", "How much projects and users may hold at a time."),
     ("clusters", "fermion.cli.clusters:app", "Clusters on which work may run."),
-    ("queue", "fermion.cli.operate:queue", "What waits for admission, and why."),
+    ("queue", "fermion.cli.queue:app", "What waits for admission, and why."),
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),
     ("journal", "fermion.cli.operate:journal", "Journals: rebuild, parked facts, readers."),
@@ -47,9 +48,15 @@ COMMANDS = (
 def main() -> None:
     """Run one command; the exit code says how it went."""
     try:
-        sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what is left goes nowhere, also at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fermion.answer import from_call
+from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
-from fermion.cli import show, text
+from fermion.cli import cluster, show, text
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
 from fermion.context import home
@@ -35,6 +36,7 @@ HEALTH: Final = {
     "projects": "fermion.api.projects.v1.ProjectService",
     "instances": "fermion.api.instances.v1.InstanceService",
     "scheduler": "fermion.api.scheduler.v1.QueueService",
+    "executor": "fermion.api.executor.v1.RuntimeService",
 }
 DISK_BYTES_MIN: Final = 2**30
 SKEW_SECONDS_MAX: Final = 2.0
@@ -103,6 +105,7 @@ def _look(client: Client) -> Iterator[Finding]:
         yield Finding("whoami", False, error.message, error.next_step)
         return
     yield Finding("whoami", True, show.short(show.name_of(who)))
+    yield from _cluster(client)
     try:
         journals = client.journals.status()
     except Denied:
@@ -204,6 +207,42 @@ def _healthy(client: Client, service: str) -> Finding:
         return Finding(what, False, from_call(error, line.place.address).message, mend)
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING
     return Finding(what, serving, "serving" if serving else "not serving", mend)
+
+
+def _cluster(client: Client) -> Iterator[Finding]:
+    try:
+        found = client.runtime.get_cluster()
+        enrolled = {one.name for one in client.clusters.list() if not one.retired}
+    except Error as error:
+        yield Finding("cluster", False, error.message, error.next_step)
+        return
+    yield from runs(found, found.name in enrolled, datetime.now(UTC))
+
+
+def runs(found: executor.Cluster, enrolled: bool, now: datetime) -> Iterator[Finding]:
+    """What the cluster can honour, whether work may run on it, and whether it says what happens."""
+    log = "Look at the executor's log in logs/ of the state folder."
+    yield Finding(
+        "cluster",
+        enrolled,
+        cluster.name(found) + ("" if enrolled else ", not enrolled: it is given no work"),
+        f"fermion clusters enrol {show.short(found.name)}",
+    )
+    able = found.capabilities
+    held = (able.LIMITS_UNSPECIFIED, able.LIMITS_NONE)
+    yield Finding("limits", able.limits not in held, cluster.limits(found), log)
+    yield Finding("GPUs", True, cluster.gpus(found))
+    yield Finding("images", able.any_image or bool(able.images), cluster.images(found), log)
+    yield Finding("nodes", bool(found.nodes), str(len(found.nodes) or "none"), log)
+    for node in found.nodes:
+        yield Finding(f"node {node.node}", True, cluster.capacity(node))
+    late = cluster.behind(found, now)
+    yield Finding(
+        "watermark",
+        late is not None and late <= cluster.BEHIND_MAX,
+        "never" if late is None else f"{int(late.total_seconds())} s behind",
+        f"What happens is stated late, and nothing is billed beyond. {log}",
+    )
 
 
 def facts(journals: Sequence[api.JournalStatus]) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ from fermion.api.journal import v1 as api
 from fermion.cli import facts, history, read, show, table, text
 from fermion.cli.options import Options, instance_names, note
 from fermion.errors import Error, NotFound
-from fermion.journals import SERVICES
 
 if TYPE_CHECKING:
     from fermion.client import Client
@@ -32,7 +31,10 @@ Subject = Annotated[
 ]
 Platform = Annotated[
     bool,
-    Parameter(help="Facts of no project: users, tokens, keys, templates; takes a platform admin."),
+    Parameter(
+        help="Facts of no project: users, tokens, keys, templates, clusters (their proofs of life with "
+        "--journal alone); takes a platform admin."
+    ),
 ]
 Journal = Annotated[str, Parameter(help="Only of this journal, e.g. instances/0")]
 
@@ -55,23 +57,28 @@ def list_(
     """
     List an instance's history, or the project's facts of all journals, oldest first.
 
-    Of instances that had the same name one after the other, it is the last one (until then).
+    Of instances that had the same name one after the other, it is the last one (until then). To its
+    history belongs what became of its workloads, replicas and volumes.
     """
     until = read.moment("--as-of", as_of) if as_of else None
     if all_ and not name:
         raise read.unfit("--all", "is about a name, and none was said", "Say a NAME.")
     with options.client() as client:
         project, instance = _about(client, options, name, platform)
+        journals = client.journals.names()
         if name:
-            uids = _uids(client, options, project, instance, until, all_)
+            uids = _uids(client, options, journals, project, instance, until, all_)
             if journal:
                 # One that is not there is refused, as it is where all of the project is listed.
                 client.journals.head(journal, project)
-            found = [fact for uid in uids for fact in history.of(client, project, uid)]
+            found = [fact for uid in uids for fact in history.of(client, journals, project, uid)]
             found = [fact for fact in found if journal in ("", fact.journal)]
         else:
             found = [
-                fact for one in _journals(journal) for fact in history.log(client, one, project)
+                fact
+                for one in ([journal] if journal else journals)
+                for fact in history.log(client, one, project)
+                if journal or fact.type not in history.PROOFS
             ]
         records = sorted(
             (fact for fact in found if history.not_after(fact, until)), key=facts.in_time
@@ -120,21 +127,24 @@ def watch(
         )
     with options.client() as client:
         project, instance = _about(client, options, name, platform)
+        journals = client.journals.names()
         # Before it is known whose they are, so that no new attempt falls between.
         places = {
             one: client.journals.head(one, project) if after is None else after
-            for one in _journals(journal)
+            for one in ([journal] if journal else journals)
         }
         mine: history.Streams | None = None
         if name:
-            uids = _uids(client, options, project, instance, None, False)
+            uids = _uids(client, options, journals, project, instance, None, False)
             mine = history.Streams(instance, uids)
-            for fact in client.journals.facts(history.OWN, project, f"instance/{uids[-1]}"):
+            for fact in history.of(client, journals, project, uids[-1]):
                 mine.holds(fact)
         names = _names(client, project)
         while True:
             for fact in history.newer(client, project, places):
                 facts.learn(names, fact)
+                if not journal and fact.type in history.PROOFS:
+                    continue
                 if mine is None or mine.holds(fact):
                     _print(fact, options.output, names, mine is None)
             time.sleep(FOLLOW_SECONDS)
@@ -157,6 +167,7 @@ def _about(client: Client, options: Options, name: str, platform: bool) -> tuple
 def _uids(
     client: Client,
     options: Options,
+    journals: Sequence[str],
     project: str,
     instance: str,
     until: datetime | None,
@@ -165,15 +176,11 @@ def _uids(
     """Uids of the instances that a name stands for; a uid stands for itself."""
     if history.UID.fullmatch(instance):
         return [instance]
-    uid, there = history.bearer(client, project, instance, until)
+    uid, there = history.bearer(client, journals, project, instance, until)
     if not there and options.output in ("table", "wide"):
         gone = "was not there then" if until else "is gone"
         note(f"{instance} {gone}; this is {uid}, the last that had the name.")
-    return history.bearers(client, project, instance, until) if all_ else [uid]
-
-
-def _journals(journal: str) -> list[str]:
-    return [journal] if journal else [f"{service}/0" for service in SERVICES]
+    return history.bearers(client, journals, project, instance, until) if all_ else [uid]
 
 
 def _names(client: Client, project: str) -> dict[str, str]:

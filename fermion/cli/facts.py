@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from google.protobuf import descriptor_pool, message_factory
@@ -20,6 +21,13 @@ from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
 KNOWN = (instance_events, journal_events, project_events, workload_events)
+# Numbers that say something also where they are 0; an exit code none where a signal ended it.
+_EXITS = frozenset({"exit", "exit_code"})
+_ZEROS = _EXITS | {"run"}
+FIRST_HAND = (workload.EVIDENCE_CLASS_UNSPECIFIED, workload.EVIDENCE_CLASS_RECORDED)
+SHARD_MAX = 6
+# So much later than it happened a fact is recorded ordinarily.
+LATE_NANOS = 1_000_000_000
 # The project of facts that belong to none.
 NO_PROJECT = "_"
 
@@ -73,7 +81,11 @@ def learn(names: dict[str, str], fact: api.Record) -> None:
         case instance_events.InstanceCreated():
             names[message.uid] = message.instance
         case instance_events.InstanceAttemptDeclared():
-            names[message.workload_uid] = names.get(message.uid, message.uid)
+            name = names.get(message.uid, message.uid)
+            names |= {message.workload_uid: name, message.volume_uid: name}
+            names.pop("", None)
+        case workload_events.ReplicaScheduled():
+            names[message.uid] = show.short(message.subject.owner)
         case project_events.UserRegistered():
             names[message.uid] = message.user
         case project_events.ProjectCreated():
@@ -85,18 +97,28 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     meta = fact.meta
     uid = fact.stream.split("/", 1)[-1]
     subject = names.get(uid, uid)
-    cause = f"{meta.cause_journal}:{meta.cause_position}" if meta.cause_journal else "a request"
-    if wide and meta.request_id:
-        cause = f"request {meta.request_id}"
+    journal = fact.journal if wide else _cut(fact.journal)
+    of = meta.cause_journal if wide else _cut(meta.cause_journal)
+    # What a service does by itself has neither.
+    asked = f"request {meta.request_id}" if wide else "a request"
+    cause = f"{of}:{meta.cause_position}" if of else asked if meta.request_id else "-"
     return (
         show.moment(fact.record_time) if wide else show.when(fact.record_time),
         fact.type.rsplit(".", 1)[-1],
         *((fact.stream if wide else subject,) if about else ()),
-        place(fact),
+        f"{journal}:{fact.position}",
         names.get(meta.actor, meta.actor),
         cause,
         _what(fact, names, "" if wide else subject),
     )
+
+
+def _cut(journal: str) -> str:
+    """A journal's name; on a terminal the uid of a cluster in it is cut short."""
+    if not sys.stdout.isatty():
+        return journal
+    service, slash, shard = journal.partition("/")
+    return f"{service}{slash}{shard if len(shard) <= SHARD_MAX else f'{shard[:SHARD_MAX]}…'}"
 
 
 def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
@@ -109,11 +131,18 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
     if message is None:
         return ""
     parts = []
-    for field, value in message.ListFields():
-        if field.name in ("uid", "project"):
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        said = bool(value) or field.name in _ZEROS
+        if field.has_presence:
+            said = message.HasField(field.name)
+        meaningless = field.name in _EXITS and bool(getattr(message, "signal", 0))
+        if field.name in ("uid", "project") or meaningless or not said:
             continue
         if isinstance(value, Timestamp):
             parts.append(f"{field.name}={show.when(value)}")
+        elif isinstance(value, workload.Witness):
+            parts += _witnessed(fact, value)
         elif isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
         elif isinstance(value, projects.Limits):
@@ -121,8 +150,26 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
             parts += [f"{show.dimension(name)} {show.amount(name, n)}" for name, n in bounds]
         elif field.enum_type is not None and not field.is_repeated:
             parts.append(show.enum(field.enum_type.values_by_number[value].name))
-        elif isinstance(value, str) and names.get(value, subject) != subject:
-            parts.append(f"{field.name.removesuffix('_uid')}={names[value]}")
-        elif isinstance(value, str | int | bool) and not (subject and field.name.endswith("_uid")):
-            parts.append(f"{field.name}={value}")
+        elif field.name == "addresses":
+            parts.append(show.pairs(dict(value)))
+        elif isinstance(value, str) and value in names:
+            if names[value] != subject:
+                parts.append(f"{field.name.removesuffix('_uid')}={names[value]}")
+        elif isinstance(value, str | int | bool):
+            # What counts facts of a kind, and a uid without a name, tells people nothing.
+            if not subject or not (field.name == "n" or field.name.endswith("_uid")):
+                parts.append(f"{field.name}={value}")
     return " ".join(parts)
+
+
+def _witnessed(fact: api.Record, witness: workload.Witness) -> Sequence[str]:
+    """When it happened, where it was recorded later; and how that is known, where not at first hand."""
+    parts = []
+    happened = witness.occurred_time
+    late = fact.record_time.ToNanoseconds() - happened.ToNanoseconds() >= LATE_NANOS
+    if late and happened.seconds:
+        parts.append(f"at {show.when(happened)}")
+    if witness.evidence not in FIRST_HAND:
+        name = workload.EvidenceClass.Name(witness.evidence).removeprefix("EVIDENCE_CLASS_")
+        parts.append(f"by {name}")
+    return parts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as api
+from fermion.api.workload import v1 as workload
 from fermion.cli.facts import NO_PROJECT, decode
 from fermion.errors import NotFound
 
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
     from fermion.client import Client
 
 UID: Final = re.compile(r"inst_[0-9a-z]{26}")
-OWN: Final = "instances/0"
-# Where facts of an instance's workloads stand.
-WORKLOADS: Final = (OWN, "scheduler/0")
+# Stated all the time, by each executor, and of no project.
+PROOFS: Final = frozenset(
+    kind.DESCRIPTOR.full_name for kind in (workload.ProofOfLife, workload.Watermark)
+)
 _CREATED: Final = instances.InstanceCreated.DESCRIPTOR.full_name
 
 
-def bearers(client: Client, project: str, instance: str, until: datetime | None) -> Sequence[str]:
+def bearers(
+    client: Client, journals: Sequence[str], project: str, instance: str, until: datetime | None
+) -> Sequence[str]:
     """
     Uids of all that were created by a name (until then), oldest first; also of those that are gone.
 
@@ -30,14 +34,17 @@ def bearers(client: Client, project: str, instance: str, until: datetime | None)
     """
     return [
         created.uid
-        for fact in client.journals.read(OWN, project)
+        for journal in _of("instances", journals)
+        for fact in client.journals.read(journal, project)
         if fact.type == _CREATED and not_after(fact, until)
         for created in (decode(fact),)
         if isinstance(created, instances.InstanceCreated) and created.instance == instance
     ]
 
 
-def bearer(client: Client, project: str, instance: str, until: datetime | None) -> tuple[str, bool]:
+def bearer(
+    client: Client, journals: Sequence[str], project: str, instance: str, until: datetime | None
+) -> tuple[str, bool]:
     """
     Uid of the one that bears a name (or bore it then), else of the last that did; and whether it does.
 
@@ -46,7 +53,7 @@ def bearer(client: Client, project: str, instance: str, until: datetime | None) 
     try:
         living = client.instances.get(f"projects/{project}/instances/{instance}", until)
     except NotFound:
-        gone = bearers(client, project, instance, until)
+        gone = bearers(client, journals, project, instance, until)
         if not gone:
             raise
         return gone[-1], False
@@ -58,25 +65,36 @@ def not_after(fact: api.Record, until: datetime | None) -> bool:
     return until is None or fact.record_time.ToDatetime(tzinfo=UTC) <= until
 
 
-def of(client: Client, project: str, uid: str) -> Sequence[api.Record]:
+def of(client: Client, journals: Sequence[str], project: str, uid: str) -> Sequence[api.Record]:
     """
-    An instance's own facts, and what modules and scheduler said of its workloads.
+    An instance's own facts, and what was said of its workloads, replicas and volumes.
 
-    Raises `NotFound` where the project never had it.
+    Which replicas are its own only the project's facts of the executors know, so all of these are
+    read. Raises `NotFound` where the project never had it.
     """
-    own = client.journals.facts(OWN, project, f"instance/{uid}")
-    if not own:
+    streams = Streams("", {uid})
+    found: list[api.Record] = []
+    for journal in _of("instances", journals):
+        found += client.journals.facts(journal, project, f"instance/{uid}")
+    if not found:
         raise NotFound(
             f"Project {project} never had an instance {uid}.",
             reason="INSTANCE_NOT_FOUND",
             next_step="List what the project had: fermion events list",
         )
-    streams = Streams("", {uid})
-    found = [fact for fact in own if streams.holds(fact)]
-    for journal in WORKLOADS:
-        for stream in streams.workloads:
+    for fact in found:
+        streams.holds(fact)
+    for journal in (*_of("instances", journals), *_of("scheduler", journals)):
+        for stream in streams.declared:
             found += client.journals.facts(journal, project, stream)
+    for journal in _of("executor", journals):
+        found += filter(streams.holds, client.journals.read(journal, project))
     return found
+
+
+def _of(service: str, journals: Sequence[str]) -> Sequence[str]:
+    """The journals of one service."""
+    return [journal for journal in journals if journal.startswith(f"{service}/")]
 
 
 def log(client: Client, journal: str, project: str) -> Iterator[api.Record]:
@@ -102,20 +120,37 @@ def newer(client: Client, project: str, places: dict[str, int]) -> Iterator[api.
 
 
 class Streams:
-    """The streams that a history consists of; a new attempt adds one, and a new bearer of the name."""
+    """
+    The streams that a history consists of.
+
+    A new attempt adds those of its workload and volume, the workload those of its replicas, and a
+    new bearer of the name its own.
+    """
 
     def __init__(self, instance: str, uids: Collection[str]) -> None:
         self._instance = instance
-        self._own = {f"instance/{uid}" for uid in uids}
-        self.workloads: list[str] = []
+        self._known = {f"instance/{uid}" for uid in uids}
+        # Of workloads and volumes: facts of the modules and of the scheduler.
+        self.declared: list[str] = []
 
     def holds(self, fact: api.Record) -> bool:
         """Whether a fact is of this history; facts are asked for causes first."""
         message = decode(fact)
-        if isinstance(message, instances.InstanceCreated) and message.instance == self._instance:
-            self._own.add(fact.stream)
-        if fact.stream not in self._own:
-            return fact.stream in self.workloads
-        if isinstance(message, instances.InstanceAttemptDeclared):
-            self.workloads.append(f"workload/{message.workload_uid}")
-        return True
+        match message:
+            case instances.InstanceCreated():
+                if message.instance == self._instance:
+                    self._known.add(fact.stream)
+            case instances.InstanceAttemptDeclared():
+                if fact.stream in self._known:
+                    self._declare("workload", message.workload_uid)
+                    self._declare("volume", message.volume_uid)
+            case workload.ReplicaScheduled():
+                if f"workload/{message.subject.workload}" in self._known:
+                    self._known.add(fact.stream)
+        return fact.stream in self._known
+
+    def _declare(self, kind: str, uid: str) -> None:
+        stream = f"{kind}/{uid}"
+        if uid and stream not in self._known:
+            self._known.add(stream)
+            self.declared.append(stream)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
-from fermion.cli import near, read, show
+from fermion.cli import near, read, runtime, show, top
 from fermion.cli.options import Etag, InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from fermion.client import Client
 
 app = App(name="instances", help="Development environments.")
-for _name, _home in (
-    ("logs", "fermion.cli.runtime:logs"),
-    ("exec", "fermion.cli.runtime:exec_"),
-    ("shell", "fermion.cli.runtime:shell"),
-    ("top", "fermion.cli.top:top"),
-):
-    app.command(_home, name=_name)
+for _look in (runtime.logs, runtime.exec_, runtime.shell, runtime.open_, top.top):
+    app.command(_look, name=_look.__name__.rstrip("_"))
 
 KindName = Literal["notebook", "training", "inference", "custom"]
 StateName = Literal["pending", "starting", "running", "stopping", "stopped", "failed"]
@@ -103,7 +98,7 @@ def create(
     For example:
 
         fermion instances create lab --kind notebook --gpu 1 --memory 32GiB
-        fermion instances create own --kind custom --image host -- sleep 1h
+        fermion instances create own --kind training -- sleep 1h
     """
     asked, _ = build(wish)
     name = name or show.short(asked.name)

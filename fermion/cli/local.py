@@ -14,9 +14,11 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 import fermion
-from fermion.cli import show
+from fermion.cli import show, stopping
 from fermion.cli.options import OutputOption
 from fermion.errors import FailedPrecondition, InvalidArgument
+
+GPUS_MAX: Final = 64
 
 # As a distribution's metadata have them: `psutil; extra == "platform"`.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -31,12 +33,20 @@ def up(
     postgres_tcp: Annotated[
         bool, Parameter(help="PostgreSQL also on a TCP port of the loopback.")
     ] = False,
+    simulate_gpus: Annotated[
+        int, Parameter(help="GPUs that the local cluster pretends to have [0].")
+    ] = 0,
 ) -> None:
     """Start the platform on this machine, in the foreground; Ctrl-C drains and stops it."""
     if port is not None and not 0 < port < 65536:
         raise _wrong("--port", port, "must be 1 to 65535", "Leave it out for 7443.")
     if replicas < 1:
         raise _wrong("--replicas", replicas, "must be 1 or more", "Leave it out for 1.")
+    if not 0 <= simulate_gpus <= GPUS_MAX:
+        rule = f"must be 0 to {GPUS_MAX}"
+        raise _wrong(
+            "--simulate-gpus", simulate_gpus, rule, "Leave it out for those that are there."
+        )
     words = ["up"]
     if split:
         words.append("--split")
@@ -46,11 +56,26 @@ def up(
         words += ["--port", str(port)]
     if postgres_tcp:
         words.append("--postgres-tcp")
+    if simulate_gpus:
+        words += ["--simulate-gpus", str(simulate_gpus)]
     _services(words)
 
 
-def down() -> None:
-    """Stop the platform on this machine, and wait until it is gone."""
+def down(
+    *,
+    stop_all: Annotated[
+        bool, Parameter(help="First stop all instances of all projects; they do not run on then.")
+    ] = False,
+) -> None:
+    """
+    Stop the platform on this machine, and wait until it is gone.
+
+    What runs on it runs on, and the next start finds it again. With --stop-all nothing does: where an
+    instance has not stopped within a minute, the platform stays, too.
+    """
+    _must_be_installed()
+    if stop_all:
+        stopping.stop_all()
     _services(["down"])
 
 
@@ -104,7 +129,7 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _services(words: list[str]) -> None:
+def _must_be_installed() -> None:
     lacking = missing(_declared())
     if lacking or importlib.util.find_spec("services") is None:
         raise FailedPrecondition(
@@ -117,6 +142,10 @@ def _services(words: list[str]) -> None:
             next_step="Install the rest, too: pip install 'fermion[platform]'. "
             "In a checkout `make up` does that.",
         )
+
+
+def _services(words: list[str]) -> None:
+    _must_be_installed()
     # The platform takes the place of this process, so signals reach it directly.
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "services", *words])

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 import fermion
+from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
-from fermion.api.scheduler import v1 as scheduler
-from fermion.cli import show, text
+from fermion.cli import cluster, show, text
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
 from fermion.cli.table import Title
-from fermion.errors import Denied
+from fermion.errors import Denied, Error
+
+if TYPE_CHECKING:
+    from fermion.client import Client
 
 journal = App(name="journal", help="Journals: rebuild, parked facts, readers.")
-queue = App(name="queue", help="What waits for admission, and why.")
 
-QUEUE: tuple[Column[scheduler.QueuedWorkload], ...] = (
-    Column("OWNER", lambda one: one.owner.removeprefix("projects/")),
-    Column("ATTEMPT", lambda one: str(one.attempt), spare=1),
-    Column("WHY", lambda one: show.sentence(one.reason) or "-", crop=True),
-    Column("WAITS", lambda one: show.age(one.queue_time)),
-    Column("NEEDS", lambda one: show.pairs(dict(one.reason.arguments)), wide=True),
-    Column("WORKLOAD", lambda one: one.workload_uid, wide=True),
-)
 JOURNALS: tuple[Column[api.JournalStatus], ...] = (
     Column("JOURNAL", lambda one: one.journal),
     Column("HEAD", lambda one: str(one.head)),
@@ -84,7 +79,11 @@ def readings(journals: Sequence[api.JournalStatus]) -> Iterator[Reading]:
 
 
 def status(*, options: Options = Options()) -> int:
-    """Show whether the platform runs: journals, relays and readers; 1 where something stands still."""
+    """
+    Show whether the platform runs: cluster, journals, relays and readers.
+
+    The exit code is 1 where something stands still, or the cluster does not answer.
+    """
     with options.client() as client:
         who = client.users.who_am_i()
         context = client.context
@@ -94,6 +93,7 @@ def status(*, options: Options = Options()) -> int:
             # Only operators may look further; that it answers is all that others can be told.
             journals = []
             note("Journals and readers are shown to platform admins.")
+        runs, answers = _cluster(client)
     found = list(readings(journals))
     halted = [one for one in journals if one.relay_halted]
     stuck = [one for one in found if one.progress.halted or one.progress.parked]
@@ -104,6 +104,7 @@ def status(*, options: Options = Options()) -> int:
                 "context": context.name,
                 "client_version": fermion.__version__,
                 "caller": show.name_of(who),
+                "cluster": None if runs is None else show.plain(runs),
                 "journals": [show.plain(one) for one in journals],
             }
             print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
@@ -111,6 +112,11 @@ def status(*, options: Options = Options()) -> int:
             print("\n".join(text.line(one.journal) for one in journals))
         case _:
             print(f"Fermion answers at {context.address} (context {context.name}).\n")
+            if runs is not None:
+                print(show.details(cluster.told(runs, datetime.now(UTC))), end="\n\n")
+                if runs.nodes:
+                    show.many(runs.nodes, options.output, cluster.NODES, "")
+                    print()
             if journals:
                 show.many(journals, options.output, JOURNALS, "")
                 print()
@@ -127,15 +133,16 @@ def status(*, options: Options = Options()) -> int:
                         for one in found
                     ],
                 )
-    return 1 if halted or stuck else 0
+    return 1 if halted or stuck or not answers else 0
 
 
-@queue.command(name="list")
-def list_queue(*, options: Options = Options()) -> None:
-    """List the project's workloads that wait, longest first."""
-    with options.client() as client:
-        project = options.project_of(client)
-        show.many(client.queue.list(project), options.output, QUEUE, f"Nothing waits in {project}.")
+def _cluster(client: Client) -> tuple[executor.Cluster | None, bool]:
+    """What the executor knows of its cluster, and whether it answers; a platform may have none."""
+    try:
+        return client.runtime.get_cluster(), True
+    except Error as error:
+        note(f"The cluster is not known: {error.message}")
+        return None, error.reason == "UNIMPLEMENTED"
 
 
 def audit(

@@ -45,13 +45,13 @@ def instance_names(_: CompletionContext) -> list[str]:
 def user_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a user."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
-        return [one.name.removeprefix("users/") for one in client.users.list()]
+        return [text.line(one.name.removeprefix("users/")) for one in client.users.list()]
 
 
 def cluster_names(_: CompletionContext) -> list[str]:
     """What TAB offers for a cluster."""
     with Options(timeout=COMPLETION_SECONDS).client() as client:
-        return [one.name.removeprefix("clusters/") for one in client.clusters.list()]
+        return [text.line(one.name.removeprefix("clusters/")) for one in client.clusters.list()]
 
 
 def template_names(_: CompletionContext) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -12,7 +12,7 @@ from fermion.api.projects import v1 as api
 from fermion.cli import near, read, show
 from fermion.cli.options import Options, note, user_names
 from fermion.cli.show import Column
-from fermion.errors import InvalidArgument
+from fermion.errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
     from fermion.client import Client
@@ -21,6 +21,8 @@ app = App(name="quotas", help="How much projects and users may hold at a time.")
 
 SingleName = Literal["cpu_milli", "memory_bytes", "storage_bytes"]
 KINDS = tuple(show.KINDS)
+# The limits do not wait longer for what is held of them.
+HELD_SECONDS = 3.0
 # What is written instead of an amount where there shall be no bound.
 NONE = "none"
 SCOPES: Mapping[str, str] = {
@@ -117,10 +119,12 @@ COLUMNS: tuple[Column[api.Quota], ...] = (
 
 @app.command
 def get(*, scope: Scope = Scope(), options: Options = Options()) -> None:
-    """Show the limits in force: its own, else those that are inherited."""
+    """Show the limits in force, its own, else those that are inherited, and what is held of them."""
     with options.client() as client:
-        found = client.quotas.get(scope.of(client, options))
-        show.one(found, options.output, lambda: _text(found))
+        whose = scope.of(client, options)
+        found = client.quotas.get(whose)
+        held = _held(client, options, whose) if options.output in ("table", "wide") else None
+        show.one(found, options.output, lambda: _text(found, held))
 
 
 @app.command(name="list")
@@ -194,16 +198,47 @@ def _several(quota: api.Quota, prefix: str) -> str:
     return found[""] if list(found) == [""] else show.pairs(found)
 
 
-def _text(quota: api.Quota) -> str:
+def _held(client: Client, options: Options, whose: str) -> api.Limits | None:
+    """
+    What a scope holds now; None where that is not told, for the limits are told without it.
+
+    A user's is told in a project in which he holds something.
+    """
+    _, name = whose.split("/")
+    user = whose.startswith("users/")
+    project = client.context.project if user else name
+    if whose in SCOPES or not project:
+        return None
+    try:
+        if user:
+            whose = f"users/{client.users.get(name).uid}"
+        with replace(options, timeout=min(options.timeout, HELD_SECONDS)).client() as hurried:
+            held = {one.scope: one.held for one in hurried.queue.holdings(project)}
+    except Error as error:
+        note(f"What is held is not told: {error.message}")
+        return None
+    return held.get(whose)
+
+
+def _text(quota: api.Quota, held: api.Limits | None = None) -> str:
     scope = _scope(quota)
     all_of = f"{scope.split('/')[0]}/-"
     whose = f"those of {SCOPES[all_of]}" if quota.inherited else "its own"
     whose = SCOPES.get(scope, whose)
     bounds = show.amounts(quota.limits)
-    if not bounds:
-        return f"{scope}  {whose}: nothing is bounded"
-    rows = [(show.dimension(name), show.amount(name, number)) for name, number in bounds.items()]
-    return f"{scope}  {whose}\n{show.details((*rows, ('etag', quota.etag)))}"
+    used = show.amounts(held) if held is not None else {}
+    rows = []
+    for name, limit in bounds.items():
+        part = f"{show.amount(name, used.get(name, 0))} of " if held is not None else ""
+        rows.append((show.dimension(name), part + show.amount(name, limit)))
+    rows += [
+        (show.dimension(name), f"{show.amount(name, number)}, not bounded")
+        for name, number in used.items()
+        if number and name not in bounds
+    ]
+    head = f"{scope}  {whose}" + ("" if bounds else ": nothing is bounded")
+    etag = quota.etag if bounds else ""
+    return "\n".join(filter(None, (head, show.details((*rows, ("etag", etag))))))
 
 
 def _put(bounds: MutableMapping[str, int], key: str, number: int | None) -> None:

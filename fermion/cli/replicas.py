@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.executor import v1 as api
+from fermion.api.instances import v1 as instances
 from fermion.cli import show
 from fermion.cli.options import InstanceName, Options
 from fermion.cli.show import Column
@@ -58,16 +59,18 @@ def since(replica: api.Replica) -> Timestamp:
 COLUMNS: tuple[Column[api.Replica], ...] = (
     Column("REPLICA", lambda one: short(one.uid)),
     Column("STATE", state),
-    Column("WHY", lambda one: show.sentence(one.reason) or "-"),
-    Column("RUN", lambda one: str(one.run)),
+    Column("WHY", lambda one: show.sentence(one.reason) or "-", crop=True),
+    Column("RUN", lambda one: str(one.run), spare=2),
     Column("EXIT", ended),
-    Column("NODE", lambda one: one.node or "-"),
-    Column("ADDRESSES", lambda one: show.pairs(dict(one.addresses))),
+    Column("NODE", lambda one: one.node or "-", spare=1),
+    Column("ADDRESSES", lambda one: show.pairs(dict(one.addresses)), crop=True),
     Column("SINCE", lambda one: show.age(since(one))),
     Column("ATTEMPT", lambda one: str(one.attempt), wide=True),
     Column("ROLE", lambda one: one.role or "-", wide=True),
     Column("RANK", lambda one: str(one.rank), wide=True),
-    Column("GPU", lambda one: f"{show.cores(one.sku.gpu_milli)} {one.sku.gpu_type}", wide=True),
+    Column(
+        "GPU", lambda one: f"{show.cores(one.sku.gpu_milli)} {one.sku.gpu_type}".rstrip(), wide=True
+    ),
     Column("CPU", lambda one: show.cores(one.sku.cpu_milli), wide=True),
     Column("MEMORY", lambda one: show.size(one.sku.memory_bytes), wide=True),
     Column("STARTED", lambda one: show.moment(one.start_time), wide=True),
@@ -107,6 +110,8 @@ def replicas(
         elif name:
             owner = owner_of(client, options, name)
             found = client.runtime.list_replicas(owner, all_attempts=all_)
+            if not found:
+                _must_be_there(client, owner)
             show.many(found, options.output, COLUMNS, f"Nothing has run for {show.short(owner)}.")
         else:
             project = options.project_of(client)
@@ -120,15 +125,28 @@ def owner_of(client: Client, options: Options, name: str) -> str:
     return name if "/" in name else options.instance_of(client, name)[2]
 
 
+def standing(client: Client, owner: str) -> str:
+    """Where an instance stands and why, as a sentence; `NotFound` where there is none."""
+    status = client.instances.get(owner).status
+    why = show.sentence(status.reason)
+    state = show.enum(instances.State.Name(status.state))
+    return f"It is {state}{f': {why}' if why else ''}."
+
+
 def _of_all(client: Client, project: str, every: bool) -> Iterator[api.Replica]:
     for instance in client.instances.list(project):
         yield from client.runtime.list_replicas(instance.name, all_attempts=every)
 
 
-def _follow(client: Client, owner: str, options: Options) -> None:
-    if owner.split("/")[2] == "instances":
-        # One that is not there would be waited for without an end.
+def _must_be_there(client: Client, owner: str) -> None:
+    """Raise `NotFound`, with names like it, where there is no such instance."""
+    if owner.split("/")[2:3] == ["instances"]:
         client.instances.get(owner)
+
+
+def _follow(client: Client, owner: str, options: Options) -> None:
+    # One that is not there would be waited for without an end.
+    _must_be_there(client, owner)
     with show.Board(COLUMNS, options.output) as board:
         for change in client.runtime.watch_replicas(owner):
             if change.change != api.WatchReplicasResponse.CHANGE_BOOKMARK:

@@ -1,28 +1,30 @@
-"""Looks into what runs: what it prints, and commands beside it."""
+"""Looks into what runs: what it prints, commands beside it, and what it serves."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import webbrowser
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from cyclopts import Parameter
 
 from fermion.api.executor import v1 as api
-from fermion.api.instances import v1 as instances
-from fermion.cli import read, show, terminal
+from fermion.cli import read, show, terminal, text
 from fermion.cli.options import InstanceName, Options, note
-from fermion.errors import Error, InvalidArgument, Unavailable
+from fermion.cli.replicas import standing
+from fermion.errors import Error, FailedPrecondition, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from fermion.client import Client
 
 # A shell that is there: bash, else what every system has. Its first argument is the kind of terminal.
 SHELL = 'TERM="$1"; export TERM; command -v bash >/dev/null 2>&1 && exec bash; exec sh'
+
+HTTP = ("http://", "https://")
 
 _LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 
@@ -119,6 +121,68 @@ def shell(
         return _run(client, owner, command, True, tty, _selector(client, owner, attempt, replica))
 
 
+def open_(
+    name: InstanceName,
+    /,
+    *,
+    port: Annotated[str, Parameter(help="The port, where it has several that speak HTTP.")] = "",
+    print_: Annotated[bool, Parameter(name="--print", help="Print it alone; no browser.")] = False,
+    attempt: Attempt = None,
+    replica: ReplicaUid = "",
+    options: Options = Options(),
+) -> None:
+    """
+    Open what an instance serves in the browser, and print its address.
+
+    The address has the token that it asks for: whoever has it may use what runs.
+    """
+    with options.client() as client, _about(client, options, name) as owner:
+        urls = client.runtime.access(owner, replica=_selector(client, owner, attempt, replica))
+        if options.output in ("json", "yaml"):
+            found = {port: _of(urls, name, port)} if port else dict(sorted(urls.items()))
+            print(show.to_json(found) if options.output == "json" else show.to_yaml(found))
+            return
+        url = _of(urls, name, port)
+    print(text.line(url), flush=True)
+    if not print_ and options.output != "name" and url.startswith(HTTP) and _has_display():
+        try:
+            opened = webbrowser.open(url)
+        except webbrowser.Error:
+            opened = False
+        if not opened:
+            note("No browser could be started; open the address yourself.")
+
+
+def _of(urls: Mapping[str, str], name: str, port: str) -> str:
+    """Where a port is; without one, that which speaks HTTP, or the only one."""
+    if port in urls:
+        return urls[port]
+    there = ", ".join(sorted(urls))
+    if not urls:
+        raise FailedPrecondition(
+            f"{name} has no port that could be opened.",
+            reason="PORT_MISSING",
+            next_step=f"Give it one, and start it anew: fermion instances update {name} "
+            "--port web:8080",
+        )
+    if port:
+        raise read.wrong("--port", port, "is no port of it", f"It has {there}.")
+    spoken = [url for url in urls.values() if url.startswith(HTTP)] or list(urls.values())
+    if len(spoken) > 1:
+        raise InvalidArgument(
+            f"{name} has several ports, and which was not said.",
+            reason="OPTION_MISSING",
+            violations=(("--port", f"must be one of {there}"),),
+        )
+    return spoken[0]
+
+
+def _has_display() -> bool:
+    """Whether a browser would have a window; one within the terminal is no help."""
+    there = (os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return sys.platform == "darwin" or any(there)
+
+
 def _must_be_plain(options: Options) -> None:
     """Refuse to print what a command prints in another way than it does."""
     if options.output != "table":
@@ -178,12 +242,12 @@ class _Printer:
         for chunk in chunks:
             match self._output:
                 case "json":
-                    print(json.dumps(show.plain(chunk), ensure_ascii=False), flush=True)
+                    print(show.to_line(show.plain(chunk)), flush=True)
                 case "yaml":
                     print(f"---\n{show.to_yaml(show.plain(chunk))}", flush=True)
                 case "name":
                     if chunk.replica_uid not in self._named:
-                        print(chunk.replica_uid, flush=True)
+                        print(text.line(chunk.replica_uid), flush=True)
                     self._named.add(chunk.replica_uid)
                 case _:
                     self._print(chunk)
@@ -246,8 +310,5 @@ def _about(client: Client, options: Options, name: str) -> Iterator[str]:
     except Error as error:
         if error.reason not in ("REPLICA_NOT_FOUND", "REPLICA_NOT_RUNNING"):
             raise
-        status = client.instances.get(owner).status
-        state = show.enum(instances.State.Name(status.state))
-        why = show.sentence(status.reason)
-        error.next_step = f"It is {state}{f': {why}' if why else ''}. {error.next_step}"
+        error.next_step = f"{standing(client, owner)} {error.next_step}".rstrip()
         raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -30,8 +31,15 @@ Shown = TypeVar("Shown", bound=Message)
 
 # What an answer without a `name` is called by.
 _NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
-# Reasons as people say them; any other one is shown with the sentence that came with it.
-_SENTENCES = {"NO_CLUSTER": "no cluster is enrolled"}
+# Reasons as people say them, where no number belongs to them; see `sentence` for the others.
+_SENTENCES = {
+    "NO_CLUSTER": "no cluster is enrolled",
+    "ARRIVED": "it has just arrived; the next pass looks at it",
+    "BEHIND": "it would fit; others that have waited longer, or hold less, go first",
+    "RESERVED": "nodes are kept for it; it starts when what runs on them has ended",
+}
+# Of a quota: the arguments that are amounts.
+_HOLDING = ("used", "need", "limit")
 # What can be bounded beside GPUs, and workloads by kind, as people call them.
 DIMENSIONS = {"cpu_milli": "CPU", "memory_bytes": "memory", "storage_bytes": "storage"}
 KINDS = {
@@ -91,8 +99,8 @@ def name_of(message: Message) -> str:
     for field in _NAMES:
         if field in message.DESCRIPTOR.fields_by_name and getattr(message, field):
             return str(getattr(message, field))
-    user = getattr(message, "user", None)
-    return name_of(user) if isinstance(user, Message) else ""
+    within = (getattr(message, field, None) for field in ("user", "workload"))
+    return next((name_of(one) for one in within if isinstance(one, Message)), "")
 
 
 def to_json(found: object) -> str:
@@ -201,7 +209,8 @@ class Board(Generic[Shown]):
             case "name":
                 print(text.line(name_of(item)), flush=True)
             case _ if self._screen is None:
-                cells = [short(name_of(item))] if gone else [c.cell(item) for c in self._columns]
+                shown = self._columns[:1] if gone else self._columns
+                cells = [column.cell(item) for column in shown]
                 row = "  ".join(map(text.line, cells))
                 print(f"{change.lower():<8}  {row}", flush=True)
             case _:
@@ -231,11 +240,63 @@ def enum(name: str) -> str:
 
 
 def sentence(reason: workload.Reason) -> str:
-    """A reason as people say it, on one line; empty where there is none."""
+    """
+    A reason as people say it, on one line; empty where there is none.
+
+    One that this client does not know, or that lacks arguments, is told as the platform tells it.
+    """
     if not reason.code:
         return ""
+    if reason.code in _SENTENCES:
+        return _SENTENCES[reason.code]
+    if reason.code in _COUNTED:
+        with suppress(LookupError, ValueError, OverflowError):
+            return text.line(_COUNTED[reason.code](dict(reason.arguments)))
     said = text.line(reason.message.rstrip(".") or reason.code)
-    return _SENTENCES.get(reason.code, said[:1].lower() + said[1:])
+    return said[:1].lower() + said[1:]
+
+
+def _quota(said: Mapping[str, str]) -> str:
+    name, used, need, limit = said["dimension"], *(int(said[key]) for key in _HOLDING)
+    whose = said["scope"].partition("/")[0].removesuffix("s")
+    if need > limit:
+        most = counted(name, limit)
+        return f"the {whose} may hold {most} in all; this one alone needs {amount(name, need)}"
+    held = f"{amount(name, used)} of {counted(name, limit)}"
+    return f"the {whose} holds {held}; this one needs {amount(name, need)} more"
+
+
+def _capacity(said: Mapping[str, str]) -> str:
+    need = counted(said["dimension"], int(said["need"]))
+    return f"needs {need}; the cluster has {_there(said)}"
+
+
+def _there(said: Mapping[str, str]) -> str:
+    """What a cluster has in all, where that is what was counted, else what is free of it."""
+    if "total" in said:
+        return f"{amount(said['dimension'], int(said['total']))} in all"
+    return f"{amount(said['dimension'], int(said['free']))} free"
+
+
+def _crashed(said: Mapping[str, str]) -> str:
+    again = datetime.fromisoformat(said["until"]).astimezone()
+    return f"run {said['run']} ended with {said['end']}; it runs again at {again:%H:%M:%S}"
+
+
+def _building(said: Mapping[str, str]) -> str:
+    progress = f": {said['progress'].rstrip('.')}" if said.get("progress") else ""
+    return f"the image {said['image']} is being built, once for all{progress}"
+
+
+# The rest of the sentences that are written here, each from the arguments of its reason.
+_COUNTED: Mapping[str, Callable[[Mapping[str, str]], str]] = {
+    "QUOTA": _quota,
+    "CAPACITY": _capacity,
+    "FRAGMENTED": lambda said: f"{_capacity(said)}, but not on one node",
+    "QUOTA_UNKNOWN": lambda said: f"the limits of {said['project']} have not been read yet",
+    "CRASH_LOOP_BACKOFF": _crashed,
+    "IMAGE_BUILDING": _building,
+}
 
 
 def cores(milli: int) -> str:
@@ -245,7 +306,7 @@ def cores(milli: int) -> str:
 
 def size(number: int) -> str:
     """Bytes, in the largest unit that they fill."""
-    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= length:
             return f"{number / length:.4g} {unit}"
     return str(number)
@@ -281,6 +342,22 @@ def amount(name: str, number: int) -> str:
     if name.partition("/")[0].endswith("_milli"):
         return cores(number)
     return size(number) if name.endswith("_bytes") else str(number)
+
+
+def counted(name: str, number: int) -> str:
+    """An amount with what it is of: `2 GPUs`, `1 A100 GPU`, `4 cores`, `16 GiB memory`."""
+    kind, _, key = name.partition("/")
+    match kind, key:
+        case "gpu_milli", "*":
+            noun = "GPUs"
+        case "gpu_milli", _:
+            noun = f"{key} GPUs"
+        case "cpu_milli", _:
+            noun = "cores"
+        case _:
+            noun = dimension(name)
+    said = amount(name, number)
+    return f"{said} {noun.removesuffix('s') if said == '1' else noun}"
 
 
 def age(stamp: Timestamp) -> str:

@@ -8,16 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
 from fermion.api.executor import v1 as api
 from fermion.api.instances import v1 as instances
-from fermion.cli import replicas, show
-from fermion.cli.options import InstanceName, Options
+from fermion.cli import replicas, show, text
+from fermion.cli.options import InstanceName, Options, note
 from fermion.cli.show import Column
+from fermion.cli.table import Screen
 
 if TYPE_CHECKING:
     from fermion.client import Client
@@ -71,19 +67,19 @@ class Used:
 
 
 COLUMNS: tuple[Column[Used], ...] = (
-    Column("OWNER", lambda one: show.short(one.replica.owner)),
-    Column("REPLICA", lambda one: replicas.short(one.replica.uid)),
+    Column("OWNER", lambda one: show.short(one.replica.owner), crop=True),
+    Column("REPLICA", lambda one: replicas.short(one.replica.uid), spare=3),
     Column("CPU", Used.cpu),
     Column("MEMORY", Used.memory),
     Column("GPU", Used.gpu),
-    Column("GPU MEMORY", Used.gpu_memory),
+    Column("GPU MEMORY", Used.gpu_memory, spare=1),
     Column("STATE", lambda one: replicas.state(one.replica), wide=True),
     Column("NODE", lambda one: one.replica.node, wide=True),
     Column("MEASURED", lambda one: show.moment(one.last.time) if one.last else "-", wide=True),
     Column("UID", lambda one: one.replica.uid, wide=True),
 )
 # Only where it is drawn anew; in a pipe the samples are to be had with -o json.
-HISTORY = Column("CPU BEFORE", Used.history)
+HISTORY = Column("CPU BEFORE", Used.history, spare=2)
 
 
 def top(name: InstanceName = "", /, *, options: Options = Options()) -> None:
@@ -103,16 +99,15 @@ def top(name: InstanceName = "", /, *, options: Options = Options()) -> None:
             return
         chosen = show.chosen_of(COLUMNS, options.output)
         if sys.stdout.isatty():
-            _draw(client, project, owner, [*chosen[:3], HISTORY, *chosen[3:]])
+            chosen.insert(3, HISTORY)
+            _draw(client, project, owner, chosen, options.output == "wide")
             return
         found = list(_used(client, project, owner))
         if not found:
-            print(f"Nothing runs for {owner or project}.", file=sys.stderr)
+            note(f"Nothing runs for {owner or project}.")
             return
-        show.table(
-            [column.title for column in chosen],
-            [[column.cell(one) for column in chosen] for one in found],
-        )
+        rows = [[column.cell(one) for column in chosen] for one in found]
+        show.table([column.head for column in chosen], rows, options.output)
 
 
 def sparks(values: Sequence[int], most: int) -> str:
@@ -130,22 +125,25 @@ def _tell(client: Client, project: str, owner: str, output: str) -> None:
     ]
     if output == "name":
         for series in found:
-            print(series.replica_uid)
+            print(text.line(series.replica_uid))
         return
     show.many(found, output, (), "")
 
 
-def _draw(client: Client, project: str, owner: str, columns: Sequence[Column[Used]]) -> None:
+def _draw(
+    client: Client, project: str, owner: str, columns: Sequence[Column[Used]], whole: bool
+) -> None:
     """Draw the table anew and anew, until somebody presses Ctrl-C."""
-    with Live(console=Console(highlight=False, markup=False), auto_refresh=False) as live:
+    heads = [column.head for column in columns]
+    screen = Screen()
+    screen.begin()
+    try:
         while True:
-            made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-            for column in columns:
-                made.add_column(column.title, no_wrap=column is HISTORY)
-            for one in _used(client, project, owner):
-                made.add_row(*(column.cell(one) for column in columns))
-            live.update(made, refresh=True)
+            found = _used(client, project, owner)
+            screen.draw(heads, [[column.cell(one) for column in columns] for one in found], whole)
             time.sleep(REFRESH_SECONDS)
+    finally:
+        screen.end()
 
 
 def _used(client: Client, project: str, owner: str) -> Iterator[Used]:

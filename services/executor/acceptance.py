@@ -28,6 +28,10 @@ def _faults(ground: Ground, wanted: api.Workload) -> Iterator[tuple[str, api.Rea
     if asked.features:
         yield _not_here("requires.features", ", ".join(asked.features))
     roles = Counter(group.role for group in wanted.groups)
+    if wanted.ends.rule == api.Ends.RULE_ROLE and wanted.ends.role not in roles:
+        yield _not_here("ends.role", f"role {wanted.ends.role}")
+    if wanted.success.rule == api.Success.RULE_ROLE and wanted.success.role not in roles:
+        yield _not_here("success.role", f"role {wanted.success.role}")
     for place, group in enumerate(wanted.groups):
         path = f"groups[{place}]"
         if roles[group.role] > 1:
@@ -80,6 +84,8 @@ def _of_mounts(mounts: Sequence[api.Mount], path: str) -> Iterator[tuple[str, ap
     """A mount is a link below the replica's root, so none can be inside another."""
     seen: list[PurePosixPath] = []
     for place, mount in enumerate(mounts):
+        if mount.WhichOneof("source") is None:
+            yield _not_here(f"{path}.mounts[{place}]", "a mount of nothing")
         there = PurePosixPath("/", mount.path.strip("/"))
         bad = ".." in there.parts or there == PurePosixPath("/")
         if bad or any(there.is_relative_to(one) or one.is_relative_to(there) for one in seen):

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from chassis.clock import Clock
 from fermion.api.workload import v1 as api
 from services.executor import probe, shim
-from services.executor.cluster import Gone
+from services.executor.cluster import Away, Gone
 from services.executor.folder import Folder, instant
 from services.executor.ground import Ground
 from services.executor.probe import Tally
@@ -124,6 +124,8 @@ class Checks:
             except Gone:
                 # The run has just ended; its shim says so in a moment.
                 return
+            except Away as error:
+                trouble = str(error)
             tally = tally.after(trouble, rule)
             watch = self._watches.get((found.uid, start.ordinal))
             if watch is not None and check != "liveness":

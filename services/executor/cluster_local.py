@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import py_compile
+import select
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import IO, Final, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import psutil
 
@@ -84,6 +86,7 @@ class LocalCluster:
         ground.changes.touch()
         self._volumes = Volumes(ground.root, self._clock)
         self._shim = compiled_shim(ground.root)
+        self._boot = shim.boot_id()
         # Folders as they were made, each by the number of its spec.
         self._folders: dict[str, tuple[int, Folder]] = {}
         self._succeeded: dict[str, float] = {}
@@ -135,7 +138,9 @@ class LocalCluster:
     def _unwatched(self, name: str) -> bool:
         found = self._folder(name)
         record = found.record() if found else None
-        return record is None or (record.head.phase != shim.ENDED and not record.watched)
+        return record is None or (
+            record.head.phase != shim.ENDED and not record.watched_in(self._boot)
+        )
 
     async def _have_shim(self, name: str) -> None:
         """Have a shim for a folder; Away where none begins. One that lives is left alone."""
@@ -150,19 +155,34 @@ class LocalCluster:
         given = [("env", f"{variable}={self._token_of(found.uid)}")] if variable else []
         log = found.path / "shim.log"
         with suppress(FileNotFoundError), log.open("ab") as output:
-            begun = subprocess.run(
-                [sys.executable, "-I", "-S", str(self._shim), str(found.path)],
-                input=shim.words(given) + shim.WHOLE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-                env=passed_on(os.environ),
-                start_new_session=True,
-                timeout=SPAWN_SECONDS_MAX,
-                check=False,
-            )
-            if begun.returncode != 0 and found.path.exists():
+            code = self._begin(found.path, shim.words(given) + shim.WHOLE, output)
+            if code != 0 and found.path.exists():
                 raise OSError(f"no shim for {name}: {log} tells why")
+
+    def _begin(self, path: Path, given: bytes, output: IO[bytes]) -> int:
+        """Run the shim until it has left us; 0 where the replica has a witness then."""
+        begun = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(self._shim), str(path)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=passed_on(os.environ),
+            start_new_session=True,
+        )
+        # Not by a wait with a timeout, which looks again and again and comes late.
+        pidfd = os.pidfd_open(begun.pid)
+        try:
+            assert begun.stdin is not None
+            with suppress(BrokenPipeError), begun.stdin:
+                begun.stdin.write(given)
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            if not ended.poll(SPAWN_SECONDS_MAX * 1000):
+                begun.kill()
+            return begun.wait()
+        finally:
+            os.close(pidfd)
 
     async def drain(self, replica: str, cause: api.Cause.ValueType, deadline: datetime) -> None:
         """Order its end; its shim does the rest."""
@@ -177,7 +197,7 @@ class LocalCluster:
 
     def _close(self, workload_uid: str) -> None:
         self._ground.tombstone(workload_uid).touch()
-        shim.sync_folder(str(self._ground.closed))
+        shim.sync(str(self._ground.closed))
 
     async def forget(self, replica: str) -> None:
         """Let the record of an ended replica go; what has not ended is kept."""
@@ -193,7 +213,7 @@ class LocalCluster:
         with suppress(FileNotFoundError):
             found.path.rename(kept)
             os.utime(kept)
-        shim.sync_folder(str(self._ground.replicas))
+        shim.sync(str(self._ground.replicas))
         for known in (self._names, self._spent):
             known.pop(replica, None)
         self._folders.pop(found.name, None)
@@ -230,7 +250,9 @@ class LocalCluster:
                 if record.head.phase == shim.ENDED:
                     continue
                 told = min(told, instant(record.head.proof))
-            if (record is None or not record.watched) and self._may_succeed(one.name):
+            if (record is None or not record.watched_in(self._boot)) and self._may_succeed(
+                one.name
+            ):
                 orphans.append(one.name)
         return Listing(began, tuple(found), told), orphans
 
@@ -364,7 +386,7 @@ class LocalCluster:
         """How the ports of a replica that runs are opened."""
         found, _ = await self._running(replica)
         asks = found.spec.one("token_variable")
-        token = f"?token={self._token_of(replica)}" if asks else ""
+        token = f"?token={quote(self._token_of(replica))}" if asks else ""
         addresses = found.addresses()
         return {
             port.name: f"http://{addresses[port.name]}/{token}"

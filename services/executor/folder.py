@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import sys
+from binascii import crc32
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Folder:
         """Leave an order for the shim and wake it; the first one of a name stands."""
         with suppress(FileExistsError, FileNotFoundError):
             (self.path / name).symlink_to(f"{word} {milliseconds}")
-            shim.sync_folder(str(self.path))
+            shim.sync(str(self.path))
         with suppress(OSError):
             bell = os.open(self.path / "wake", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -224,13 +225,17 @@ def instant(nanoseconds: int) -> datetime:
 
 
 def read(ground: Ground, path: Path) -> Folder | None:
-    """Read how a folder was made; None where it is not there (any more)."""
-    try:
-        spec = shim.Words((path / "spec").read_bytes())
+    """
+    Read how a folder was made; None where it is not there (any more).
+
+    Nor where a power cut left half of it: its shim had it all on the disk before anything ran.
+    """
+    with suppress(FileNotFoundError, ValueError):
+        spec = shim.Words(shim.whole((path / "spec").read_bytes()))
         body = (path / "workload").read_bytes()
-    except FileNotFoundError:
-        return None
-    return Folder(ground, path, spec, api.Workload.FromString(body))
+        if f"{crc32(body):08x}" == spec.one("workload"):
+            return Folder(ground, path, spec, api.Workload.FromString(body))
+    return None
 
 
 def make(
@@ -244,8 +249,11 @@ def make(
     """Have a replica's folder, whole or not at all; what is there already stays as it is."""
     name = name_of(workload, group.role, rank)
     path = ground.replicas / name
+    if path.exists() and read(ground, path) is None:
+        with suppress(FileNotFoundError):
+            path.rename(_beside(path))
     if not path.exists():
-        new = ground.replicas / f".{name}.{secrets.token_hex(8)}"
+        new = _beside(path)
         new.mkdir()
         os.mkfifo(new / "wake")
         (new / "scratch").mkdir()
@@ -254,22 +262,23 @@ def make(
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(volumes[mount.volume.volume_uid])
         (new / "root").mkdir(exist_ok=True)
-        said = list(words(ground, workload, group, rank, secrets.token_hex(16), replicas, volumes))
-        for file, data in (
-            ("spec", shim.words(said)),
-            ("workload", workload.SerializeToString(deterministic=True)),
-        ):
-            with (new / file).open("wb") as made:
-                made.write(data)
-                made.flush()
-                os.fsync(made.fileno())
-        shim.sync_folder(str(new))
+        body = workload.SerializeToString(deterministic=True)
+        (new / "workload").write_bytes(body)
+        said = [
+            ("workload", f"{crc32(body):08x}"),
+            *words(ground, workload, group, rank, secrets.token_hex(16), replicas, volumes),
+        ]
+        (new / "spec").write_bytes(shim.words(said) + shim.WHOLE)
         # Somebody else may have been faster; his is the replica then.
         with suppress(OSError):
             new.rename(path)
         shutil.rmtree(new, ignore_errors=True)
-        shim.sync_folder(str(ground.replicas))
     _label(path, workload.labels)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no replica has; the janitor takes away what stays under it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def words(

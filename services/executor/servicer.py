@@ -107,7 +107,8 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
         since = (
             request.since_time.ToDatetime(tzinfo=UTC) if request.HasField("since_time") else None
         )
-        queue: asyncio.Queue[api.LogChunk | None] = asyncio.Queue(CHUNKS_MAX)
+        # With the place behind each: what waits here has not been sent, so no token counts it yet.
+        queue: asyncio.Queue[tuple[api.LogChunk, int] | None] = asyncio.Queue(CHUNKS_MAX)
 
         async def read(replica: api.Replica) -> None:
             run = replica.run - 1 if request.previous else None
@@ -118,30 +119,33 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
                 replica.uid, after=after or 0, run=run, follow=request.follow
             )
             async for entry in entries:
-                places[replica.uid] = entry.offset
                 if since is None or entry.at >= since:
-                    await queue.put(_chunk(replica.uid, entry))
+                    await queue.put((_chunk(replica.uid, entry), entry.offset))
 
         async def read_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     for replica in replicas:
                         group.create_task(read(replica), name=f"logs of {replica.uid}")
-            finally:
+            except Exception:
                 await queue.put(None)
+                raise
+            # Not where it is cancelled: nobody takes anything out any more then.
+            await queue.put(None)
 
         reading = asyncio.create_task(read_all(), name="logs")
         try:
-            while (chunk := await queue.get()) is not None:
-                chunks = [chunk]
-                size = len(chunk.data)
-                while len(chunks) < CHUNKS_MAX and size < CHUNK_BYTES_MAX and not queue.empty():
+            while (upcoming := await queue.get()) is not None:
+                ready, size = [upcoming], len(upcoming[0].data)
+                while len(ready) < CHUNKS_MAX and size < CHUNK_BYTES_MAX and not queue.empty():
                     more = queue.get_nowait()
                     if more is None:
                         queue.put_nowait(None)
                         break
-                    chunks.append(more)
-                    size += len(more.data)
+                    ready.append(more)
+                    size += len(more[0].data)
+                places.update((chunk.replica_uid, place) for chunk, place in ready)
+                chunks = [chunk for chunk, _ in ready]
                 yield api.StreamLogsResponse(chunks=chunks, resume_token=_token(places))
             await _raised(reading)
         finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from services.executor import enter, shim
-from services.executor.cluster import Gone
+from services.executor.cluster import Away, Gone
 from services.executor.folder import Folder
 
 READ_BYTES: Final = 65536
@@ -156,7 +156,7 @@ async def entered(
     rows: int = 24,
     columns: int = 80,
 ) -> AsyncIterator[LocalSession]:
-    """Run a command in these control groups; left, all of it is killed."""
+    """Run a command in these control groups; left, all of it is killed. Away where it cannot begin."""
     words = [
         *(sys.executable, "-I", "-S", str(Path(enter.__file__)), str(os.getpid())),
         *("tty" if tty else "-", *groups, "--", *command),
@@ -172,10 +172,10 @@ async def entered(
         given, streams, other = near_in, {near_out: 1, near_err: 2}, (far_in, far_out, far_err)
     try:
         process = _begin(words, variables, cwd, other)
-    except BaseException:
+    except OSError as error:
         for file in {given, *streams}:
             os.close(file)
-        raise
+        raise Away(str(error)) from error
     finally:
         for file in set(other):
             os.close(file)

@@ -5,7 +5,7 @@ Runs one replica and is the witness of its runs: one file on the standard librar
 
 It imports little, for there is one a replica, and knows nothing of the platform but the folder:
 
-    spec       what to run, in words; made with the folder and never changed
+    spec       what to run, in words that WHOLE ends; made with the folder and never changed
     lock       held by the shim that lives; a second one leaves at once
     record     who ran when: see `Record`; the shim alone writes it, and nothing else is evidence
     gaps       when the machine slept meanwhile; the record's, too
@@ -81,7 +81,7 @@ PAIR_TRIES = 5
 PIPE_BYTES = 65536
 EXIT_REPORT_BYTES = 4096
 MARKER = "FERMION_REPLICA"
-# Ends what a shim is given on its input.
+# Ends words that must not be taken for all when they are half.
 WHOLE = b"whole=\0"
 # Name of the port that each rank of a rendezvous has; no port of a workload can be called so.
 RANK_PORT = "_rank"
@@ -178,6 +178,13 @@ class Words:
     def pairs(self, name: str) -> list[tuple[str, str]]:
         """Values of a name that are `key=value` themselves."""
         return [(key, rest) for key, _, rest in (one.partition("=") for one in self.all(name))]
+
+
+def whole(data: bytes) -> bytes:
+    """Words that are all there; ValueError where their end is missing."""
+    if not data.endswith(WHOLE):
+        raise ValueError("words without their end")
+    return data
 
 
 def held(folder: str) -> Words | None:
@@ -322,8 +329,11 @@ class Record:
     @property
     def watched(self) -> bool:
         """Whether the shim that wrote it lives."""
-        head = self.head
-        return head.boot == boot_id() and head.ticks == started(head.pid)
+        return self.watched_in(boot_id())
+
+    def watched_in(self, boot: str) -> bool:
+        """The same, for who knows which boot of the machine this is."""
+        return self.head.boot == boot and self.head.ticks == started(self.head.pid)
 
 
 def read_record(folder: str) -> Record | None:
@@ -366,8 +376,11 @@ def _read_gaps(folder: str) -> list[Gap]:
         data = read_file(f"{folder}/gaps")
     except FileNotFoundError:
         return []
-    places = range(0, len(data), GAP_BYTES)
-    return [Gap(*found) for at in places if (found := Gap.fields(data[at : at + GAP_BYTES]))]
+    found: list[Gap] = []
+    # Behind the last one there is only room.
+    while gap := Gap.fields(data[GAP_BYTES * len(found) :][:GAP_BYTES]):
+        found.append(Gap(*gap))
+    return found
 
 
 def run_place(ordinal: int) -> int:
@@ -637,7 +650,7 @@ class Shim:
         """Begin the record, or go on with a predecessor's; then `tell` that somebody witnesses."""
         self.folder = folder
         self.clock = clock
-        self.spec = Words(read_file(f"{folder}/spec"))
+        self.spec = Words(whole(read_file(f"{folder}/spec")))
         self.secrets = Words(secrets).pairs("env")
         self.tick = self.spec.number("tick_ms") * MS
         self.groups = self.spec.all("cgroup")
@@ -675,8 +688,6 @@ class Shim:
         if known is not None:
             self._take_over(known)
         self._write_head()
-        os.fsync(self.file)
-        sync_folder(folder)
         tell()
 
     def live(self) -> None:
@@ -961,9 +972,13 @@ class Shim:
     def _place(self) -> tuple[str, str] | None:
         """Have room on the disk for the next run, so that neither its end nor a gap wants for it."""
         try:
-            os.pwrite(self.file, bytes(RUN_BYTES), run_place(self.head.runs))
-            os.fdatasync(self.file)
             os.pwrite(self.gap_file, bytes(GAPS_ROOM), GAP_BYTES * self.gaps)
+            os.pwrite(self.file, bytes(RUN_BYTES), run_place(self.head.runs))
+            if self.head.runs == 0:
+                # All that whoever made the folder has left to us: one after the other it is one wait.
+                for name in ("spec", "workload", "."):
+                    sync(f"{self.folder}/{name}")
+                sync(os.path.dirname(self.folder))
         except OSError as error:
             return "DISK_FULL", str(error)
         return None
@@ -1230,13 +1245,13 @@ def remove(path: str) -> None:
         pass
 
 
-def sync_folder(path: str) -> None:
-    """Make sure that what was made in a folder is there after a power cut."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: str) -> None:
+    """Make sure that a file, or what was made in a folder, is there after a power cut."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(file)
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 def main(folder: str, clock: Clock | None = None) -> None:
@@ -1245,9 +1260,8 @@ def main(folder: str, clock: Clock | None = None) -> None:
 
     The caller's process ends with 0 as soon as the replica has a witness, this one or another.
     """
-    secrets = b"".join(iter(lambda: os.read(0, PIPE_BYTES), b""))
-    if not secrets.endswith(WHOLE):
-        sys.exit("whoever began this died while he told the secrets")
+    # Half of them: whoever began this died meanwhile, and another one begins it.
+    secrets = whole(b"".join(iter(lambda: os.read(0, PIPE_BYTES), b"")))
     told, tell = os.pipe()
     if os.fork():
         os.close(tell)

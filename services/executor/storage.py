@@ -55,7 +55,7 @@ class Volumes:
             with suppress(OSError):
                 new.rename(path)
             shutil.rmtree(new, ignore_errors=True)
-            shim.sync_folder(str(self._there))
+            shim.sync(str(self._there))
         if os.path.lexists(self._deleted / uid):
             self._remove(uid)
             raise Unhonoured(
@@ -74,7 +74,7 @@ class Volumes:
         mark = self._deleted / uid
         with suppress(FileExistsError):
             mark.symlink_to(str(milliseconds(self._clock.now())))
-            shim.sync_folder(str(self._deleted))
+            shim.sync(str(self._deleted))
         self._remove(uid)
         return moment(int(os.readlink(mark)))
 
@@ -90,5 +90,5 @@ class Volumes:
         gone = self._trash / f"{uid}.{secrets.token_hex(8)}"
         with suppress(FileNotFoundError):
             (self._there / uid).rename(gone)
-            shim.sync_folder(str(self._there))
+            shim.sync(str(self._there))
             shutil.rmtree(gone, ignore_errors=True)

@@ -42,18 +42,23 @@ AGAIN_MILLISECONDS: Final = 60_000
 
 
 class Lack(NamedTuple):
-    """One amount of which there is too little; `where` is a quota's scope, or a cluster."""
+    """
+    One amount of which there is too little; `where` is a quota's scope, or a cluster.
+
+    `most` is given where there is enough of it in all: what one node has of it.
+    """
 
     where: str
     dimension: str
     need: int
     free: int
     limit: int
+    most: int | None = None
 
     @property
     def short(self) -> int:
-        """By how much more than what is free it asks for."""
-        return max(0, self.need - self.free)
+        """By how much more than what is free it asks for; than what is on one node, where that is it."""
+        return max(0, self.need - (self.free if self.most is None else self.most))
 
 
 class Verdict(NamedTuple):
@@ -63,7 +68,8 @@ class Verdict(NamedTuple):
     lacks: tuple[Lack, ...] = ()
     # What is kept for it, or for the one whose nodes it may not take.
     reserved: Reserved | None = None
-    volume: str = ""
+    # The volume, or the project, that is not known.
+    name: str = ""
 
 
 class Look:
@@ -84,7 +90,7 @@ class Look:
         """What is in the way of a workload that waits; None where nothing is."""
         state = self._state
         if uid in state.lacking:
-            return Verdict(VOLUME_UNKNOWN, volume=state.lacking[uid])
+            return Verdict(VOLUME_UNKNOWN, name=state.lacking[uid])
         rows = state.lines.of(uid)
         if not rows:
             return None
@@ -100,7 +106,7 @@ class Look:
         if not request.clusters:
             return Verdict(NO_CLUSTER)
         if not state.quotas.knows(row.line.project):
-            return Verdict(QUOTA_UNKNOWN)
+            return Verdict(QUOTA_UNKNOWN, name=row.line.project)
         shorts = [
             state.short(row.line, typed(request.parts, gpu_type))
             for _, _, gpu_type in state.options(request)
@@ -181,18 +187,17 @@ class Look:
             return ()
         part = max(parts, key=lambda one: (one.size.gpu_milli, one.size.cpu_milli))
         rooms = [
-            (node.shape.whole if total else node.room, node.shape.whole)
-            for node in nodes.nodes.values()
-            if node.keys
+            node.shape.whole if total else node.room for node in nodes.nodes.values() if node.keys
         ]
-        if any(count(room, part.size, 1) for room, _ in rooms):
+        if any(count(room, part.size, 1) for room in rooms):
             return ()
         found = []
         for dimension, need in _needs([part._replace(number=1)]).items():
-            most = max((amounts(room).get(dimension, 0) for room, _ in rooms), default=0)
-            whole = max((amounts(whole).get(dimension, 0) for _, whole in rooms), default=0)
+            most = max((amounts(room).get(dimension, 0) for room in rooms), default=0)
             if most < need:
-                found.append(Lack(f"clusters/{cluster}", dimension, need, most, whole))
+                there = nodes.total(dimension)
+                free = there if total else nodes.left(dimension)
+                found.append(Lack(f"clusters/{cluster}", dimension, need, free, there, most))
         return tuple(found)
 
 
@@ -210,12 +215,13 @@ def reason(verdict: Verdict) -> workload.Reason:
         case Said("VOLUME_UNKNOWN"):
             return workload.Reason(
                 code="VOLUME_UNKNOWN",
-                arguments={"volume": verdict.volume},
+                arguments={"volume": verdict.name},
                 message="A volume that it mounts has not been declared yet.",
             )
         case Said("QUOTA_UNKNOWN"):
             return workload.Reason(
                 code="QUOTA_UNKNOWN",
+                arguments={"project": verdict.name},
                 message="The limits of its project have not been read yet.",
             )
         case Said("QUOTA"):
@@ -332,11 +338,9 @@ def _waiting(state: State) -> Iterator[tuple[str, Work]]:
 
 
 def _quota(short: Short) -> Verdict:
-    lack = Lack(
-        short.scope, short.dimension, short.need, max(0, short.limit - short.used), short.limit
-    )
+    lack = Lack(short.scope, short.dimension, short.need, short.limit - short.used, short.limit)
     if not short.ever:
-        return Verdict(QUOTA_LIMIT, (lack._replace(free=short.limit),))
+        return Verdict(QUOTA_LIMIT, (lack,))
     return Verdict(OVER_QUOTA if short.used > short.limit else QUOTA, (lack,))
 
 
@@ -353,17 +357,19 @@ def _needs(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def _arguments(said: Said, lack: Lack | None) -> dict[str, str]:
+    """What clients write their own sentence from; of what waiting does not help, `total` and not `free`."""
     found = {"short_of": said.short_of} if said.short_of else {}
-    if lack is not None:
-        found |= {
-            "where": lack.where,
-            "dimension": lack.dimension,
-            "need": str(lack.need),
-            "free": str(lack.free),
-            "limit": str(lack.limit),
-            "short": str(lack.short),
-        }
-    return found
+    if lack is None:
+        return found
+    found |= {"dimension": lack.dimension, "need": str(lack.need), "short": str(lack.short)}
+    if said.code in (QUOTA.code, OVER_QUOTA.code):
+        used = str(lack.limit - lack.free)
+        return {**found, "scope": lack.where, "used": used, "limit": str(lack.limit)}
+    found["cluster"] = lack.where.removeprefix("clusters/")
+    if lack.most is not None:
+        found["largest"] = str(lack.most)
+        return found if said == CAPACITY_TOTAL else {**found, "free": str(lack.free)}
+    return {**found, TOTAL if said == CAPACITY_TOTAL else FREE: str(lack.free)}
 
 
 def _quota_message(said: Said, lack: Lack | None) -> str:
@@ -378,7 +384,7 @@ def _quota_message(said: Said, lack: Lack | None) -> str:
         case Said("OVER_QUOTA"):
             return f"{who} holds more than {limit}, which is the limit by now; nothing new starts."
         case _:
-            free = words(lack.dimension, lack.free)
+            free = words(lack.dimension, max(0, lack.free))
             return f"{who} may hold {limit}; {free} of that is left, and this asks for {need}."
 
 
@@ -388,6 +394,8 @@ def _capacity_message(said: Said, lack: Lack | None) -> str:
             return "No node is as it asks for."
         return "No node has room for it now."
     need, free = words(lack.dimension, lack.need), words(lack.dimension, lack.free)
+    if lack.most is not None:
+        return f"It asks for {need} on one node, and none has more than {words(lack.dimension, lack.most)}."
     if said == CAPACITY_TOTAL:
         return f"It asks for {need}, and there is no more than {free} in all."
     return f"It asks for {need}, and {free} is free now."

@@ -212,7 +212,7 @@ def _explain(state: State, uid: str, entry: Entry, now: int) -> api.Explanation:
             where=lack.where,
             dimension=lack.dimension,
             need=lack.need,
-            free=lack.free,
+            free=max(0, lack.free if lack.most is None else lack.most),
             limit=lack.limit,
             short=lack.short,
         )

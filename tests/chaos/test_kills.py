@@ -90,9 +90,10 @@ def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Pa
         created = kinds["InstanceCreated"]
         assert set(created) == ledger.created
         assert set(created.values()) == {1}
-        # Every attempt was declared once, queued once, and where it was stopped, refused once.
-        assert kinds["WorkloadQueued"].total() == len(ledger.created)
-        assert set(kinds["WorkloadQueued"].values()) == {1}
+        # Every attempt was declared once, told once that it has arrived and at most once why it
+        # waits, and where it was stopped, refused once.
+        assert len(kinds["WorkloadQueued"]) == len(ledger.created)
+        assert set(kinds["WorkloadQueued"].values()) <= {1, 2}
         assert kinds["WorkloadRefused"].total() == len(ledger.stopped)
         assert set(kinds["WorkloadRefused"].values()) == {1}
 
@@ -196,7 +197,8 @@ async def work(
             kind=instances.KIND_CUSTOM,
             image="host",
             command=["true"],
-            resources=instances.Resources(cpu_milli=500, memory_bytes=2**29),
+            # More than a machine of ours has: what is created waits, and its count stays.
+            resources=instances.Resources(gpu_milli=8000, cpu_milli=500, memory_bytes=2**29),
         )
         create = instances.CreateInstanceRequest(
             parent=f"projects/{PROJECT}",

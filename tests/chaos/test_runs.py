@@ -239,7 +239,9 @@ async def holds(stage: Stage) -> int:
     """How much the scheduler still holds for anybody."""
     connection = await asyncpg.connect(Postgres(stage.home / "postgres").dsn, timeout=10)
     try:
-        found: int = await connection.fetchval("SELECT count(*) FROM scheduler_rows.hold")
+        found: int = await connection.fetchval(
+            "SELECT count(*) FROM scheduler_rows.entry WHERE cluster <> ''"
+        )
         return found
     finally:
         await connection.close()

@@ -31,7 +31,7 @@ WAIT_SECONDS_MAX = 60.0
 TURNS = 30
 STEP_SECONDS = 0.05
 STEPS_MAX = 20_000
-TOKEN = "token of "
+TOKEN = "token-of-"
 
 Found = TypeVar("Found")
 

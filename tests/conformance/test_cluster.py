@@ -233,6 +233,9 @@ async def test_what_runs_is_not_forgotten(stand: Stand) -> None:
         ("groups[0].identity", {"identity": api.Identity(role="viewer")}),
         ("groups[0].secret_refs", {"secret_refs": [api.SecretRef(env="A", secret="b")]}),
         ("groups[0].companions", {"companions": [api.Companion(name="c")]}),
+        ("groups[0].preemptible", {"preemptible": True}),
+        ("groups[0].purchase", {"purchase": api.PURCHASE_RESERVED_ONLY}),
+        ("groups[0].ports[0].public", {"ports": [api.Port(name="web", number=80, public=True)]}),
         ("groups[0].resources.gpu_milli", {"resources": api.Resources(gpu_milli=500)}),
     ],
 )

@@ -17,7 +17,7 @@ RESOURCES = (
     *("Instance", "Template", "QueuedWorkload", "Replica", "ParkedFact"),
 )
 # A call that begins so changes nothing.
-READS = ("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit")
+READS = ("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit", "Explain", "Outlook")
 
 
 def calls() -> dict[str, MethodDescriptor]:
@@ -80,5 +80,6 @@ def test_every_resource_that_is_listed_or_got_is_held_to_the_standard() -> None:
         for name in calls()
         if (match := re.fullmatch(r"(?:Create|Update|Delete|List|Watch|Set)(\w+)", name))
     }
-    # What is no resource: facts are read as they were said, and use is measured.
-    assert nouns - {"Fact", "Usage"} == set(RESOURCES) - {"SigningKey"}
+    # What is no resource: facts are read as they were said, use is measured, holdings are summed,
+    # and a queue is the order of what waits in it.
+    assert nouns - {"Fact", "Usage", "Holding", "Queue"} == set(RESOURCES) - {"SigningKey"}

@@ -1,4 +1,4 @@
-"""Every field that a caller may set is honoured, or stands in unhonoured.txt with its reason."""
+"""Every field that a caller may set is honoured or refused by name, or stands in unhonoured.txt."""
 
 from __future__ import annotations
 
@@ -44,6 +44,18 @@ HONOURED = {
     f"{INSTANCES}.Instance.description": "services/instances/spec.py CHANGEABLE",
     f"{INSTANCES}.Instance.labels": "services/instances/spec.py CHANGEABLE",
     f"{INSTANCES}.Instance.spec": "services/instances/spec.py fill",
+    f"{INSTANCES}.Spec.image": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.ports": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.env": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.command": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.args": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.max_duration": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.restart_policy": "services/instances/aggregate.py declared: its group's restart",
+    f"{INSTANCES}.Resources.gpu_type": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Resources.gpu_milli": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Resources.cpu_milli": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Resources.memory_bytes": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Resources.shm_bytes": "services/instances/aggregate.py declared",
     f"{PROJECTS}.User.name": "services/projects/servicer.py UpdateUser: whom",
     f"{PROJECTS}.User.display_name": "services/projects/servicer.py USER_PATHS",
     f"{PROJECTS}.User.email": "services/projects/servicer.py USER_PATHS",
@@ -56,6 +68,11 @@ HONOURED = {
     f"{PROJECTS}.SigningKey.public_key": "services/projects/servicer.py AddSigningKey",
     f"{PROJECTS}.Quota.name": "services/projects/servicer.py SetQuota: whose",
     f"{PROJECTS}.Quota.limits": "services/projects/servicer.py SetQuota",
+    f"{PROJECTS}.Limits.gpu_milli": "services/scheduler/books.py amounts_of: held to at admission",
+    f"{PROJECTS}.Limits.cpu_milli": "services/scheduler/books.py amounts_of: held to at admission",
+    f"{PROJECTS}.Limits.memory_bytes": "services/scheduler/books.py amounts_of: held to at admission",
+    f"{PROJECTS}.Limits.storage_bytes": "services/scheduler/books.py amounts_of: held to at admission",
+    f"{PROJECTS}.Limits.workloads": "services/scheduler/books.py amounts_of: held to at admission",
     f"{EXECUTOR}.ExecRequest.Start.owner": "services/executor/servicer.py Exec",
     f"{EXECUTOR}.ExecRequest.Start.replica": "services/executor/servicer.py Exec",
     f"{EXECUTOR}.ExecRequest.Start.command": "services/executor/servicer.py Exec",
@@ -75,10 +92,95 @@ HONOURED = {
     f"{WORKLOAD}.Workload.user": "services/scheduler/projection.py: shown in the queue",
     f"{WORKLOAD}.Workload.kind": "services/scheduler/projection.py: shown in the queue",
     f"{WORKLOAD}.Workload.labels": "services/scheduler/aggregate.py relabel",
-    f"{WORKLOAD}.Workload.groups": "services/scheduler/aggregate.py no_cluster: what it needs",
-    f"{WORKLOAD}.Workload.queued_from_time": "services/scheduler/projection.py: its age",
+    f"{WORKLOAD}.Workload.groups": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Workload.queued_from_time": "services/scheduler/aggregate.py since: its age",
+    f"{WORKLOAD}.Workload.ends": "services/executor/aggregate.py ending",
+    f"{WORKLOAD}.Ends.rule": "services/executor/aggregate.py ending",
+    f"{WORKLOAD}.Ends.role": "services/executor/aggregate.py ending",
+    f"{WORKLOAD}.Workload.success": "services/executor/aggregate.py _succeeded",
+    f"{WORKLOAD}.Success.rule": "services/executor/aggregate.py _succeeded",
+    f"{WORKLOAD}.Success.role": "services/executor/aggregate.py _succeeded",
+    f"{WORKLOAD}.Workload.rendezvous": "services/executor/folder.py words: each rank waits for its peers",
+    f"{WORKLOAD}.Workload.grace": "services/executor/aggregate.py ending: from TERM to KILL",
+    f"{WORKLOAD}.Workload.max_duration": "services/executor/aggregate.py expiry",
+    f"{WORKLOAD}.Workload.max_queue_time": "services/scheduler/books.py work_of: refused once it is over",
+    f"{WORKLOAD}.Workload.placement": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Placement.cluster": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Placement.avoid": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Placement.Avoid.node": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Placement.Avoid.until_time": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Workload.requires": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Requirements.architecture": "services/scheduler/placement.py Where.allows",
+    f"{WORKLOAD}.Requirements.driver": "services/scheduler/placement.py Where.allows",
+    f"{WORKLOAD}.Group.role": "services/executor/folder.py name_of",
+    f"{WORKLOAD}.Group.replicas": "services/scheduler/books.py _group",
+    f"{WORKLOAD}.Group.min_replicas": "services/scheduler/books.py _group: fewer are not admitted",
+    f"{WORKLOAD}.Group.resources": "services/scheduler/books.py _group",
+    f"{WORKLOAD}.Group.image": "services/executor/folder.py _image",
+    f"{WORKLOAD}.Group.command": "services/executor/folder.py _image",
+    f"{WORKLOAD}.Group.args": "services/executor/folder.py _image",
+    f"{WORKLOAD}.Group.env": "services/executor/folder.py words",
+    f"{WORKLOAD}.Group.ports": "services/executor/folder.py words",
+    f"{WORKLOAD}.Group.probes": "services/executor/checks.py _check",
+    f"{WORKLOAD}.Group.mounts": "services/executor/folder.py make",
+    f"{WORKLOAD}.Group.restart": "services/executor/folder.py words",
+    f"{WORKLOAD}.Group.purchase": "services/scheduler/books.py work_of: its class, where not refused",
+    f"{WORKLOAD}.Group.priority": "services/scheduler/books.py work_of",
+    f"{WORKLOAD}.Resources.gpu_type": "services/scheduler/books.py _group: its Size",
+    f"{WORKLOAD}.Resources.gpu_milli": "services/scheduler/books.py _group: its Size",
+    f"{WORKLOAD}.Resources.cpu_milli": "services/scheduler/books.py _group: its Size",
+    f"{WORKLOAD}.Resources.memory_bytes": "services/scheduler/books.py _group: its Size",
+    f"{WORKLOAD}.Resources.scratch_bytes": "services/scheduler/books.py _group: its Size, of a node",
+    f"{WORKLOAD}.Image.repository": "services/executor/folder.py _image",
+    f"{WORKLOAD}.EnvVar.name": "services/executor/folder.py words",
+    f"{WORKLOAD}.EnvVar.value": "services/executor/folder.py words",
+    f"{WORKLOAD}.Port.name": "services/executor/folder.py words: FERMION_PORT_<NAME>",
+    f"{WORKLOAD}.Port.protocol": "services/executor/cluster_local.py access",
+    f"{WORKLOAD}.Probes.startup": "services/executor/checks.py _check",
+    f"{WORKLOAD}.Probes.readiness": "services/executor/checks.py _check",
+    f"{WORKLOAD}.Probes.liveness": "services/executor/checks.py _check",
+    f"{WORKLOAD}.Probe.command": "services/executor/probe.py ask",
+    f"{WORKLOAD}.Probe.port": "services/executor/probe.py ask",
+    f"{WORKLOAD}.Probe.http_path": "services/executor/probe.py ask",
+    f"{WORKLOAD}.Probe.initial_delay": "services/executor/probe.py rule",
+    f"{WORKLOAD}.Probe.period": "services/executor/probe.py rule",
+    f"{WORKLOAD}.Probe.timeout": "services/executor/probe.py rule",
+    f"{WORKLOAD}.Probe.failure_threshold": "services/executor/probe.py rule",
+    f"{WORKLOAD}.Probe.success_threshold": "services/executor/probe.py rule",
+    f"{WORKLOAD}.Mount.path": "services/executor/folder.py make",
+    f"{WORKLOAD}.Mount.volume": "services/executor/folder.py make",
+    f"{WORKLOAD}.Mount.Volume.volume_uid": "services/executor/folder.py make",
+    f"{WORKLOAD}.RestartPolicy.mode": "services/executor/folder.py _restarts",
+    f"{WORKLOAD}.RestartPolicy.restarts_max": "services/executor/folder.py _restarts",
+    f"{WORKLOAD}.RestartPolicy.backoff": "services/executor/folder.py _restarts",
+    f"{WORKLOAD}.Volume.uid": "services/scheduler/aggregate.py stream_of",
+    f"{WORKLOAD}.Volume.owner": "services/executor/aggregate.py bind: whose time it is",
+    f"{WORKLOAD}.Volume.owner_uid": "services/executor/aggregate.py bind: whose time it is",
+    f"{WORKLOAD}.Volume.kind": "services/executor/aggregate.py bind: whose time it is",
+    f"{WORKLOAD}.Volume.labels": "services/executor/aggregate.py bind: whose time it is",
+    f"{WORKLOAD}.Volume.project": "services/scheduler/books.py volume_of: whose quota",
+    f"{WORKLOAD}.Volume.user": "services/scheduler/books.py volume_of: whose quota",
+    f"{WORKLOAD}.Volume.size_bytes": "services/scheduler/books.py volume_of: held against the quota",
 }
 
+# Fields that are refused by name wherever they ask for something, and where; what they hold is
+# refused with them.
+CHASSIS = "chassis/workloads.py needs"
+REFUSED = {
+    **{
+        f"{WORKLOAD}.{name}": CHASSIS
+        for name in (
+            *("Workload.attach", "Workload.egress", "Workload.isolation", "Workload.drain"),
+            *("Placement.flavour", "Placement.same_rack", "Placement.beside_workload_uid"),
+            *("Group.companions", "Group.identity", "Group.secret_refs", "Group.preemptible"),
+            *("Mount.artifact", "Mount.output", "Mount.checkpoint", "Port.public"),
+        )
+    },
+    f"{WORKLOAD}.Requirements.features": "services/executor/acceptance.py _faults",
+    f"{WORKLOAD}.Image.digest": "services/executor/acceptance.py _of_image: any but what runs",
+    f"{WORKLOAD}.Image.version_uid": "services/executor/acceptance.py _of_image",
+    f"{WORKLOAD}.Resources.shm_bytes": "services/executor/acceptance.py _of_resources: too much",
+}
 
 # What is only kept and shown again, with the whole of its message, and where.
 KEPT = {
@@ -103,15 +205,15 @@ GIVEN = {
 def fields(root: Descriptor, seen: set[str]) -> Iterator[str]:
     """
     Walk a message and all that it holds, each type once; well-known types are values, and what is
-    given is not walked into.
+    given, or refused, is not walked into.
     """
     if root.full_name in seen or root.full_name.startswith("google."):
         return
     seen.add(root.full_name)
     for field in root.fields:
         yield field.full_name
-        if field.full_name in GIVEN:
-            # What it holds is given with it.
+        if field.full_name in GIVEN or field.full_name in REFUSED:
+            # What it holds is given, or refused, with it.
             continue
         if field.message_type is not None and not field.message_type.GetOptions().map_entry:
             yield from fields(field.message_type, seen)
@@ -136,8 +238,8 @@ def answered() -> dict[str, MethodDescriptor]:
 
 
 def done() -> set[str]:
-    """Fields of which something comes today, if only that they are shown again."""
-    return {*HONOURED, *KEPT, *GIVEN}
+    """Fields of which something comes today, if only that they are shown again or refused."""
+    return {*HONOURED, *REFUSED, *KEPT, *GIVEN}
 
 
 def accepted() -> set[str]:
@@ -149,7 +251,7 @@ def accepted() -> set[str]:
         for field in call.input_type.fields
         if field.message_type is not None and not field.message_type.GetOptions().map_entry
     }
-    roots = (*below.values(), workload.Workload.DESCRIPTOR)
+    roots = (*below.values(), workload.Workload.DESCRIPTOR, workload.Volume.DESCRIPTOR)
     return {name for root in roots for name in fields(root, seen)}
 
 
@@ -158,7 +260,7 @@ def test_every_field_is_honoured_or_listed() -> None:
 
 
 def test_no_field_is_in_two_places() -> None:
-    places = (set(HONOURED), set(KEPT), GIVEN, set(listed()))
+    places = (set(HONOURED), set(REFUSED), set(KEPT), GIVEN, set(listed()))
     assert sum(map(len, places)) == len(set().union(*places))
 
 
@@ -170,9 +272,9 @@ def test_every_row_has_a_reason() -> None:
     assert [name for name, why in listed().items() if len(why.split()) < 3] == []
 
 
-def test_what_honours_a_field_names_it() -> None:
+def test_what_honours_or_refuses_a_field_names_it() -> None:
     nameless = []
-    for field, where in {**HONOURED, **KEPT}.items():
+    for field, where in {**HONOURED, **REFUSED, **KEPT}.items():
         room = ROOT / where.split()[0].rstrip(":")
         message, name = field.rsplit(".", 2)[1:]
         wanted = message if field in KEPT else name

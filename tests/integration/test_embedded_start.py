@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from chassis.embedded import Home, free_port
+from tests.unit.services.executor.test_ground import replica
 
 SECONDS_MAX = 40.0
 PROGRAM = """
@@ -346,6 +347,18 @@ def test_down_stops_it_and_says_so(start: Start) -> None:
     assert start.process.wait(SECONDS_MAX) == 0
     assert start.nothing_left()
     assert down(start.home) == (0, f"Nothing runs on {start.home}.\n")
+
+
+def test_the_end_says_how_many_replicas_run_on(start: Start) -> None:
+    start.up("--port", str(free_port()))
+    start.ready()
+    # This process stands in for a shim that lives.
+    replica(start.home / "cluster", "runs")
+    assert "has stopped; 1 replica runs on" in down(start.home)[1]
+    assert start.process is not None
+    assert start.process.wait(SECONDS_MAX) == 0
+    assert "\nstopped; 1 replica runs on" in start.printed
+    assert "No platform runs on" in down(start.home)[1]
 
 
 def test_postgres_has_a_port_if_asked_for(start: Start) -> None:

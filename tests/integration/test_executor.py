@@ -362,6 +362,29 @@ async def test_logs_are_followed_and_resumed_without_a_gap_or_a_repetition(stage
     assert await following == "".join(f"{number}\n" for number in range(lines))
 
 
+async def test_who_leaves_a_long_log_after_each_answer_reads_all_of_it_once(stage: Stage) -> None:
+    lines = 1000
+    # Each a piece of its own, and many more than are held ready for one caller.
+    script = f"import time\nfor n in range({lines}):\n print(n, flush=True); time.sleep(0.002)"
+    await stage.say(admitted(work(*python(script))))
+    await stage.stated("ReplicaEnded")
+    request = api.StreamLogsRequest(owner=OWNER)
+    pieces: list[list[int]] = []
+    while not pieces or pieces[-1]:
+        pieces.append([])
+        call = stage.runtime.StreamLogs(request, metadata=stage.platform.metadata)
+        async for response in call:
+            request.resume_token = response.resume_token
+            text = b"".join(chunk.data for chunk in response.chunks)
+            pieces[-1] = [int(line) for line in text.split()]
+            break
+        call.cancel()
+    assert [number for piece in pieces for number in piece] == list(range(lines))
+    assert len(pieces) > 3
+    # The calls that were left are over: nobody waits to hand on what nobody reads.
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("logs")]
+
+
 async def follow(stage: Stage, lines: int) -> str:
     """Follow the logs, leaving and coming back all the time."""
     request = api.StreamLogsRequest(owner=OWNER, follow=True)

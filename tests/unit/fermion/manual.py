@@ -25,7 +25,8 @@ def written() -> str:
 
 def pages(root: App) -> Iterator[tuple[str, str]]:
     """Every page below the root: the words that lead to it, and its text."""
-    for words in _commands(root, ()):
+    # All of them first: a command that is loaded when it is used says nothing of itself before.
+    for words in list(_commands(root, ())):
         out = io.StringIO()
         root.help_print(list(words), console=Console(file=out, width=COLUMNS, color_system=None))
         lines = (line.rstrip() for line in out.getvalue().splitlines())

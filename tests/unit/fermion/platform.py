@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
@@ -21,6 +21,8 @@ from fermion.api.journal import v1 as journal
 from fermion.api.journal.v1 import service_pb2_grpc as journal_grpc
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import service_pb2_grpc as projects_grpc
+from fermion.api.scheduler.v1 import service_pb2_grpc as scheduler_grpc
+from tests.unit.fermion.queue import Queue, Waiting
 from tests.unit.fermion.runtime import Running, Runtime
 
 Turn = Callable[[grpc.ServicerContext], None]
@@ -43,6 +45,8 @@ class Platform:
     calls: list[Call] = field(default_factory=list)
     turns: deque[Turn] = field(default_factory=deque)
     instances: dict[str, api.Instance] = field(default_factory=dict)
+    # Those that do not stop, whatever is asked of them.
+    lasting: set[str] = field(default_factory=set)
     # Streams of WatchInstances, in order; a stream that is followed by another one breaks.
     watches: deque[list[api.WatchInstancesResponse]] = field(default_factory=deque)
     # By `projects/acme`: what was set, with etags that count.
@@ -50,6 +54,9 @@ class Platform:
     clusters: dict[str, projects.Cluster] = field(default_factory=dict)
     position: int = 0
     running: Running = field(default_factory=Running)
+    # Those that it holds beside one, b/0, that has a reader.
+    journals: Sequence[str] = ("executor/" + "k" * 26, "scheduler/0", "instances/0", "projects/0")
+    waiting: Waiting = field(default_factory=Waiting)
     # Of all journals, in the order in which they were recorded.
     facts: list[journal.Record] = field(default_factory=list)
 
@@ -188,12 +195,23 @@ class Instances(instances_grpc.InstanceServiceServicer):
         self, request: api.ListInstancesRequest, context: grpc.ServicerContext
     ) -> api.ListInstancesResponse:
         self._platform.take("ListInstances", request, context)
-        names = sorted(self._platform.instances)
+        known = self._platform.instances
+        names = sorted(name for name in known if name.startswith(f"{request.parent}/"))
         place = int(request.page_token or 0)
         # Two a page, so that a list has more than one.
         page = [self._platform.instances[name] for name in names[place : place + 2]]
         token = str(place + 2) if place + 2 < len(names) else ""
         return api.ListInstancesResponse(instances=page, next_page_token=token)
+
+    def StopInstance(
+        self, request: api.StopInstanceRequest, context: grpc.ServicerContext
+    ) -> api.StopInstanceResponse:
+        self._platform.take("StopInstance", request, context)
+        found = self._platform.instances[request.name]
+        found.status.desired_state = api.STATE_STOPPED
+        if request.name not in self._platform.lasting:
+            found.status.state = api.STATE_STOPPED
+        return api.StopInstanceResponse(instance=found)
 
     def WatchInstances(
         self, request: api.WatchInstancesRequest, context: grpc.ServicerContext
@@ -220,6 +238,12 @@ class Users(projects_grpc.UserServiceServicer):
         self._platform.take("WhoAmI", request, context)
         return projects.WhoAmIResponse(user=projects.User(name="users/ada", uid="user_1"))
 
+    def GetUser(
+        self, request: projects.GetUserRequest, context: grpc.ServicerContext
+    ) -> projects.GetUserResponse:
+        self._platform.take("GetUser", request, context)
+        return projects.GetUserResponse(user=projects.User(name=request.name, uid="user_1"))
+
     def UpdateUser(
         self, request: projects.UpdateUserRequest, context: grpc.ServicerContext
     ) -> projects.UpdateUserResponse:
@@ -231,6 +255,21 @@ class Users(projects_grpc.UserServiceServicer):
     ) -> projects.RevokeTokenResponse:
         self._platform.take("RevokeToken", request, context)
         return projects.RevokeTokenResponse(token=projects.Token(name=request.name))
+
+
+class Projects(projects_grpc.ProjectServiceServicer):
+    """The projects of the instances."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    def ListProjects(
+        self, request: projects.ListProjectsRequest, context: grpc.ServicerContext
+    ) -> projects.ListProjectsResponse:
+        self._platform.take("ListProjects", request, context)
+        names = sorted({name.partition("/instances/")[0] for name in self._platform.instances})
+        found = [projects.Project(name=name) for name in names]
+        return projects.ListProjectsResponse(projects=found)
 
 
 class Quotas(projects_grpc.QuotaServiceServicer):
@@ -355,8 +394,9 @@ class Journals(journal_grpc.JournalServiceServicer):
     ) -> journal.GetJournalResponse:
         self._platform.take("GetJournal", request, context)
         reader = journal.ReaderProgress(reader="a/b", journal="b/0", position=3)
-        found = journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])
-        return journal.GetJournalResponse(journals=[found])
+        found = [journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])]
+        found += [journal.JournalStatus(journal=name) for name in self._platform.journals]
+        return journal.GetJournalResponse(journals=found)
 
     def AuditJournal(
         self, request: journal.AuditJournalRequest, context: grpc.ServicerContext
@@ -391,9 +431,13 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Plat
     server = grpc.server(ThreadPoolExecutor(16))
     instances_grpc.add_InstanceServiceServicer_to_server(Instances(found), server)
     projects_grpc.add_UserServiceServicer_to_server(Users(found), server)
+    projects_grpc.add_ProjectServiceServicer_to_server(Projects(found), server)
     projects_grpc.add_QuotaServiceServicer_to_server(Quotas(found), server)
     projects_grpc.add_ClusterServiceServicer_to_server(Clusters(found), server)
     journal_grpc.add_JournalServiceServicer_to_server(Journals(found), server)
+    absent = refuse(code_pb2.NOT_FOUND, "NOT_QUEUED", "Nothing of it waits in the queue.")
+    queue = Queue(found.take, absent, found.waiting)
+    scheduler_grpc.add_QueueServiceServicer_to_server(queue, server)
     runtime = Runtime(found.take, later("SHUTTING_DOWN"), found.running)
     executor_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -27,6 +27,8 @@ class Running:
 
     # By owner, newest attempt first.
     replicas: dict[str, list[api.Replica]] = field(default_factory=dict)
+    # By owner: how its ports are opened.
+    access: dict[str, dict[str, str]] = field(default_factory=dict)
     usage: dict[str, list[api.ListUsageResponse.Series]] = field(default_factory=dict)
     # Streams of WatchReplicas and StreamLogs, in order; one that is followed by another one breaks.
     watches: deque[list[api.WatchReplicasResponse]] = field(default_factory=deque)
@@ -104,6 +106,12 @@ class Runtime(executor_grpc.RuntimeServiceServicer):
         if self._running.exec_breaks:
             self._end(context)
         yield from _run(first.start, requests, context, self._running.killed)
+
+    def GetAccess(
+        self, request: api.GetAccessRequest, context: grpc.ServicerContext
+    ) -> api.GetAccessResponse:
+        self._take("GetAccess", request, context)
+        return api.GetAccessResponse(urls=self._running.access.get(request.owner, {}))
 
     def ListUsage(
         self, request: api.ListUsageRequest, context: grpc.ServicerContext

@@ -173,6 +173,8 @@ def test_what_is_followed_or_looked_into_must_be_there(
     assert run(["instances", "exec", "lap", "--", "ls"]) == 3
     assert "Did you mean lab?" in capsys.readouterr().err
     assert run(["replicas", "lap", "--watch"]) == 3
+    assert run(["replicas", "lap"]) == 3
+    assert capsys.readouterr().err.count("Did you mean lab?") == 2
     assert run(["instances", "top", "lap"]) == 3
     assert not lab.sent("StreamLogs")
 
@@ -392,3 +394,28 @@ def test_on_a_terminal_use_is_drawn_with_its_history_until_ctrl_c(
     it.shows("▁▃▅█")
     it.presses(CTRL_C)
     assert it.ends() == 130
+
+
+def test_status_tells_the_truth_of_the_cluster(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = lab.running.cluster
+    cluster.capabilities.simulated_gpus = True
+    cluster.nodes[0].gpus.add(gpu_type="A100", count=4)
+    assert run(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert "control groups, version 2" in printed
+    assert "4 x A100; simulated" in printed
+    row = next(line for line in printed.splitlines() if line.startswith("here"))
+    assert row.split() == ["here", "8", "32", "GiB", "0", "4", "x", "A100", "ok"]
+    assert run(["status", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cluster"]["name"] == cluster.name
+
+
+def test_a_cluster_that_does_not_answer_stands_still(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = refuse(code_pb2.PERMISSION_DENIED, "PLATFORM_ROLE_MISSING", "Not you.")
+    lab.turns.extend([lambda _: None, lambda _: None, away])
+    assert run(["status"]) == 1
+    assert "The cluster is not known: Not you." in capsys.readouterr().err

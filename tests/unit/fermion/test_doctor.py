@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
+from fermion.api.workload import v1 as workload
 from fermion.cli import doctor
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -91,3 +93,64 @@ def test_what_stands_still_is_found_with_the_command_that_mends_it() -> None:
     assert found["reader a/b of b/0"].mend == "fermion journal resume a/b b/0"
     assert "2 parked" in found["reader c/b of b/0"].found
     assert not found["reader c/b of b/0"].well
+
+
+def cluster(
+    limits: workload.Capabilities.Limits.ValueType = workload.Capabilities.LIMITS_CGROUP2,
+) -> executor.Cluster:
+    """A cluster of one machine with two GPUs, which has said all up to five seconds ago."""
+    host = workload.Capabilities.Runnable(repository="host")
+    jupyter = workload.Capabilities.Runnable(repository="jupyterlab")
+    able = workload.Capabilities(cluster_kind="local", limits=limits, images=[host, jupyter])
+    gpus = [workload.Node.Gpu(gpu_type="A100", count=2)]
+    node = workload.Node(node="here", gpus=gpus, cpu_milli=8000)
+    node.memory_bytes, node.storage_bytes = 2**35, 2**40
+    found = executor.Cluster(name="clusters/" + "k" * 26, capabilities=able, nodes=[node])
+    found.watermark_time.FromDatetime(NOW - timedelta(seconds=5))
+    return found
+
+
+def look(
+    found: executor.Cluster, enrolled: bool = True, now: datetime = NOW
+) -> dict[str, doctor.Finding]:
+    return {one.what: one for one in doctor.runs(found, enrolled, now)}
+
+
+def test_a_cluster_is_told_with_what_it_has_and_can_honour() -> None:
+    found = look(cluster())
+    assert all(one.well for one in found.values())
+    assert found["cluster"].found == "k" * 26 + " (local)"
+    assert found["limits"].found == "control groups, version 2"
+    assert found["GPUs"].found == "2 x A100"
+    assert found["images"].found == "host, jupyterlab"
+    assert found["node here"].found == "8 CPU, 32 GiB memory, 1 TiB disk, 2 x A100"
+    assert found["watermark"].found == "5 s behind"
+
+
+def test_gpus_that_are_not_there_are_called_so() -> None:
+    simulated = cluster()
+    simulated.capabilities.simulated_gpus = True
+    assert "2 x A100; simulated" in look(simulated)["GPUs"].found
+
+
+@pytest.mark.parametrize("limits", [0, workload.Capabilities.LIMITS_NONE])
+def test_a_cluster_that_holds_nothing_down_is_not_well(
+    limits: workload.Capabilities.Limits.ValueType,
+) -> None:
+    assert not look(cluster(limits))["limits"].well
+
+
+def test_a_cluster_that_is_given_no_work_or_says_nothing_is_found() -> None:
+    aside = look(cluster(), enrolled=False)["cluster"]
+    assert not aside.well
+    assert aside.mend == f"fermion clusters enrol {'k' * 26}"
+    late = look(cluster(), now=NOW + timedelta(minutes=2))["watermark"]
+    assert (late.well, late.found) == (False, "125 s behind")
+    silent = look(executor.Cluster(name="clusters/x"))
+    assert not any(silent[one].well for one in ("limits", "images", "nodes", "watermark"))
+
+
+def test_a_node_that_takes_nothing_new_is_called_so() -> None:
+    drained = cluster()
+    drained.nodes[0].cordoned = True
+    assert "takes nothing new" in look(drained)["node here"].found

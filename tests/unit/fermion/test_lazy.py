@@ -60,6 +60,20 @@ def test_help_and_version_take_less_than_150_ms(words: list[str]) -> None:
     assert min(took) < 0.15
 
 
+@pytest.mark.parametrize("words", ["--help", "instances create --help", "version"])
+def test_a_reader_that_has_seen_enough_is_no_fault(words: str) -> None:
+    program = Path(sys.executable).with_name("fermion")
+    # It begins to write when nobody is there to read any more.
+    done = subprocess.run(
+        ["bash", "-c", f"(sleep 0.3; exec {program} {words}) | exit; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_help_that_is_kept_is_what_the_parser_says() -> None:
     assert Path(help.KEPT).read_text(encoding="utf-8") == written(), "make generate"
 

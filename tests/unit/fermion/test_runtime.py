@@ -230,6 +230,13 @@ def test_replicas_use_and_cluster_are_read(platform: Platform) -> None:
     assert tokens == ["", "t"]
 
 
+def test_how_ports_are_opened_is_answered_by_their_names(platform: Platform) -> None:
+    platform.running.access[LAB] = {"web": "http://127.0.0.1:20001/?token=t"}
+    with client(platform) as it:
+        assert it.runtime.access(LAB) == {"web": "http://127.0.0.1:20001/?token=t"}
+        assert it.runtime.access("projects/acme/instances/other") == {}
+
+
 async def test_the_client_of_asyncio_does_the_same(platform: Platform) -> None:
     platform.running.logs.append([answer("a", chunk(b"one\nt"))])
     platform.running.logs.append([answer("b", chunk(b"wo\n"))])

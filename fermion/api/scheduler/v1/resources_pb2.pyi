@@ -122,7 +122,7 @@ class Shortage(_message.Message):
     need: _builtins.int
     """What it asks for."""
     free: _builtins.int
-    """What is left of it there now."""
+    """What is left of it there now; where there is enough in all, what is left on one node."""
     limit: _builtins.int
     """The quota's limit, or all that there is."""
     short: _builtins.int

@@ -55,6 +55,7 @@ CHECK = api.Probe(http_path="/", port="web")
     (work(host(resources=api.Resources(gpu_milli=1000, gpu_type="H100"))),
      "groups[0].resources.gpu_type"),
     (work(host(resources=api.Resources(shm_bytes=2**43))), "groups[0].resources.shm_bytes"),
+    (work(host(mounts=[api.Mount(path="/a")])), "groups[0].mounts[0]"),
     (work(host(mounts=[mount("/")])), "groups[0].mounts[0].path"),
     (work(host(mounts=[mount("/a/../b")])), "groups[0].mounts[0].path"),
     (work(host(mounts=[mount("/a"), mount("/a/b")])), "groups[0].mounts[1].path"),
@@ -64,6 +65,8 @@ CHECK = api.Probe(http_path="/", port="web")
     (work(host(), requires=api.Requirements(driver="1")), "requires.driver"),
     (work(host(), requires=api.Requirements(features=["rdma"])), "requires.features"),
     (work(host(), egress=["example"]), "egress"),
+    (work(host(), ends=api.Ends(rule=api.Ends.RULE_ROLE, role="head")), "ends.role"),
+    (work(host(), success=api.Success(rule=api.Success.RULE_ROLE, role="head")), "success.role"),
 ])  # fmt: skip
 def test_what_cannot_be_honoured_is_named(ground: Ground, wanted: api.Workload, field: str) -> None:
     refused = refusal(ground, wanted)
@@ -78,6 +81,12 @@ def test_two_groups_of_one_role_cannot_be_told_apart(ground: Ground) -> None:
     refused = refusal(ground, wanted)
     assert refused is not None
     assert refused[0] == "groups[0].role"
+
+
+def test_the_end_and_the_success_of_a_role_that_is_there_are_taken(ground: Ground) -> None:
+    ends = api.Ends(rule=api.Ends.RULE_ROLE, role="head")
+    success = api.Success(rule=api.Success.RULE_ROLE, role="head")
+    assert refusal(ground, work(host(role="head"), ends=ends, success=success)) is None
 
 
 @pytest.mark.parametrize("group", [
@@ -172,6 +181,38 @@ def test_ranks_are_told_of_each_other(ground: Ground) -> None:
         f"a/instance-{TAIL}-a-0",
         f"a/instance-{TAIL}-a-1",
     ]
+
+
+def test_a_folder_that_a_power_cut_left_half_is_made_anew(ground: Ground) -> None:
+    wanted = work(host())
+    path = ground.replicas / folder.name_of(wanted, "", 0)
+    for file, kept in (("spec", 40), ("spec", 0), ("workload", 40), ("workload", 0)):
+        ground.replicas.mkdir(exist_ok=True)
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        made = folder.read(ground, path)
+        assert made is not None
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        again = folder.read(ground, path)
+        assert again is not None
+        assert again.uid == made.uid
+        (path / file).write_bytes((path / file).read_bytes()[:kept])
+        assert folder.read(ground, path) is None
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        anew = folder.read(ground, path)
+        assert anew is not None
+        assert anew.uid != made.uid
+
+
+def test_labels_are_brought_up_to_date(ground: Ground) -> None:
+    ground.replicas.mkdir()
+    wanted = work(host())
+    path = ground.replicas / folder.name_of(wanted, "", 0)
+    for labels in ({}, {"team": "blue"}, {"team": "red", "cost": "7"}):
+        wanted.labels.clear()
+        wanted.labels.update(labels)
+        folder.make(ground, wanted, wanted.groups[0], 0, {"": 1}, {})
+        lines = (path / "labels").read_text().splitlines()
+        assert dict(line.split("=") for line in lines) == labels
 
 
 def test_an_image_is_another_when_anything_of_it_is(tmp_path: Path) -> None:

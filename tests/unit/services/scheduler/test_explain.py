@@ -42,10 +42,10 @@ def test_a_quota_that_is_used_up_is_told_with_its_amounts() -> None:
     assert kind(reason) == ("QUOTA", "room")
     assert dict(reason.arguments) == {
         "short_of": "room",
-        "where": "projects/acme",
+        "scope": "projects/acme",
         "dimension": "gpu_milli/*",
         "need": "2000",
-        "free": "1000",
+        "used": "2000",
         "limit": "3000",
         "short": "1000",
     }
@@ -78,7 +78,7 @@ def test_what_asks_for_more_than_there_is_is_set_aside() -> None:
     reason = why(world, "huge")
     assert kind(reason) == ("CAPACITY", "total")
     assert reason.message == "It asks for 9 A GPUs, and there is no more than 4 A GPUs in all."
-    assert (reason.arguments["need"], reason.arguments["free"]) == ("9000", "4000")
+    assert (reason.arguments["need"], reason.arguments["total"]) == ("9000", "4000")
 
 
 def test_what_no_single_node_could_ever_hold_is_set_aside() -> None:
@@ -86,7 +86,8 @@ def test_what_no_single_node_could_ever_hold_is_set_aside() -> None:
     world.declare(work("large", gpus=6))
     reason = why(world, "large")
     assert kind(reason) == ("CAPACITY", "total")
-    assert (reason.arguments["need"], reason.arguments["limit"]) == ("6000", "4000")
+    assert (reason.arguments["need"], reason.arguments["largest"]) == ("6000", "4000")
+    assert reason.message == "It asks for 6 A GPUs on one node, and none has more than 4 A GPUs."
 
 
 def test_a_model_that_is_nowhere_is_set_aside() -> None:
@@ -114,7 +115,10 @@ def test_what_is_free_in_all_and_not_on_one_node_is_fragmented() -> None:
     world.turn()
     world.change("two", held=replace(world.works["two"].held, nodes={"": ("b",)}))  # type: ignore[type-var]
     world.declare(work("first", gpus=2), work("second", gpus=2, queue_time=START + 1))
-    assert kind(why(world, "second")) == ("FRAGMENTED", "")
+    reason = why(world, "second")
+    assert kind(reason) == ("FRAGMENTED", "")
+    amounts = [reason.arguments[name] for name in ("need", "free", "largest", "short")]
+    assert amounts == ["2000", "2000", "1000", "1000"]
 
 
 def test_what_would_fit_on_nodes_that_are_kept_for_another_is_behind() -> None:
