@@ -267,8 +267,8 @@ async def test_beyond_its_quota_it_waits_with_reason_and_place_until_something_s
     await stage.declare(declared("one", gpus=2))
     await stage.admission("one")
     replica = await stage.bound("one")
-    await stage.declare(*(declared(name, gpus=1) for name in ("two", "three", "four")))
     for name in ("two", "three", "four"):
+        await stage.declare(declared(name, gpus=1))
         await stage.becomes(name, "QUOTA")
     told = await stage.explain("three")
     assert (told.place, told.waiting, told.workload.reason.code) == (2, 3, "QUOTA")
