@@ -11,43 +11,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, TypeAlias, assert_never
 
 from google.protobuf.message import Message
 
 from chassis.clock import Clock
-from chassis.envelope import Meta, Recorded
+from chassis.envelope import Meta
 from chassis.journal import Command, Fenced, Journal, Stale, Stated
 from chassis.lease import Lease
-from chassis.postgres import Database
+from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from fermion.api.workload import v1 as workload
-from services.scheduler import admission, aggregate, books, explain
+from services.scheduler import admission, aggregate, books, explain, ledger, projection
 from services.scheduler.admission import Admit, Refuse, Release, Reserve
+from services.scheduler.demand import RESERVED
 from services.scheduler.ledger import Books
 from services.scheduler.placement import FOREVER
 
 ADMITTED_MAX: Final = 500
-# So many of those that wait are looked at a pass, whether they still wait for the reason that was told.
-EXPLAINED_MAX: Final = 200
-REST_SECONDS_MAX: Final = 1.0
+# So many are told another kind of reason a pass; with more that wait than these, once a second.
+TOLD_MAX: Final = 500
+TELL_MILLISECONDS: Final = 1000
+REST_SECONDS_MAX: Final = 0.5
 AGAIN_SECONDS: Final = 0.2
-# What others said is told a moment before its rows are there.
-TOLD_SECONDS: Final = 0.005
-TOLD_SECONDS_MAX: Final = 0.05
-# A reason is stated again at most so often; place and amounts are readings.
-EXPLAIN_MILLISECONDS: Final = 60_000
+# What others said is told a moment before its rows are there: so often, so many times, it is looked.
+LOOK_SECONDS: Final = 0.02
+LOOKS: Final = 10
 META: Final = Meta(actor=f"service:{aggregate.SERVICE}")
 
 _log = logging.getLogger(__name__)
 
 
 class Admitter:
-    """Admits while this process holds the lease."""
+    """Admits while this process holds the lease; `told` is set when others' facts are being folded."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Admitter:
         self._lease = lease
         self._clock = clock
         self._told = told
-        self._doubtful = False
+        self._looks = 0
 
     async def run(self) -> None:
         """Admit until cancelled; another holder of the lease ends a reign, and nothing else."""
@@ -80,26 +81,30 @@ class Admitter:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def _reign(self, epoch: int) -> None:
+        # What a holder before this one was committing is there after this, or refused.
+        shard = self._journal.name.partition("/")[2]
+        await self._database.execute(self._queries["settle_head"], shard)
         kept = Books(self._journal, self._database, self._queries)
         await kept.load()
         reign = Reign(kept, (self._lease.name, epoch), self._journal)
         void: Collection[str] = ()
         while self._lease.held() == epoch:
             await kept.follow(void)
-            void = await reign.turn(books.milliseconds(self._clock.now()))
-            if void:
-                # Somebody was faster; its rows are there when its append is.
-                await asyncio.sleep(TOLD_SECONDS)
-            else:
-                await self._rest(kept)
+            turn = await reign.turn(books.milliseconds(self._clock.now()))
+            void = turn.void
+            if not turn.goes_on:
+                await self._rest(kept, turn.due)
 
-    async def _rest(self, kept: Books) -> None:
+    async def _rest(self, kept: Books, due: int) -> None:
         """Wait until something may have changed, or is due."""
-        now = books.milliseconds(self._clock.now())
-        due = min(kept.state.next_time(now), FOREVER)
-        seconds = min(REST_SECONDS_MAX, max(0.01, (due - now) / 1000))
-        if self._doubtful:
-            seconds = min(seconds, TOLD_SECONDS_MAX)
+        if self._told.is_set():
+            self._told.clear()
+            self._looks = LOOKS
+        seconds = (due - books.milliseconds(self._clock.now())) / 1000
+        seconds = min(REST_SECONDS_MAX, max(0.01, seconds))
+        if self._looks:
+            self._looks -= 1
+            seconds = min(seconds, LOOK_SECONDS)
         told = asyncio.create_task(self._told.wait(), name="told")
         grown = asyncio.create_task(self._journal.grown(kept.position, seconds), name="grown")
         try:
@@ -109,85 +114,91 @@ class Admitter:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-        self._doubtful = self._told.is_set()
-        if self._doubtful:
-            self._told.clear()
-            await asyncio.sleep(TOLD_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Another kind of reason is in its way than was stated."""
+
+    uid: str
+    why: workload.Reason
+
+
+Order: TypeAlias = Admit | Refuse | Release | Reserve | Tell
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn left: uids whose decision was void, and when to decide again."""
+
+    void: Collection[str]
+    goes_on: bool
+    due: int
 
 
 class Reign:
-    """What one holder of the lease decides, pass after pass."""
+    """What one holder of the lease decides, turn after turn."""
 
     def __init__(self, kept: Books, writer: tuple[str, int], journal: Journal) -> None:
         self._kept = kept
         self._writer = writer
         self._journal = journal
-        self._explained: dict[str, int] = {}
+        self._tell_time = 0
 
-    async def turn(self, now: int) -> Collection[str]:
-        """Decide once and state it; uids whose decision was void, to be read anew."""
+    async def turn(self, now: int) -> Turn:
+        """Decide once and state it."""
         state = self._kept.state
-        # What is refused is not in the state any more afterwards.
+        # Who is refused is not in the state any more afterwards.
         refusals = {uid: state.works[uid].refusal for uid in state.refusable}
-        orders: dict[str, Decision] = {
-            decision.uid: decision for decision in admission.admit(state, now, ADMITTED_MAX)
-        }
-        orders |= dict(self._whys(now, set(orders)))
-        if not orders:
-            return ()
-        streams = [aggregate.stream_of(uid) for uid in orders]
-        for decision in orders.values():
-            if isinstance(decision, Admit):
-                streams += [aggregate.stream_of(uid) for uid in decision.volumes]
-        loaded = await self._journal.load(list(dict.fromkeys(streams)))
+        orders: defaultdict[str, list[Order]] = defaultdict(list)
+        decisions = admission.admit(state, now, ADMITTED_MAX)
+        for decision in decisions:
+            orders[decision.uid].append(decision)
+        admitted = sum(isinstance(decision, Admit) for decision in decisions)
+        # Reasons of what a full pass did not get to are not known yet.
+        full = admitted >= ADMITTED_MAX
+        if not full and now >= self._tell_time:
+            self._tell_time = now + (TELL_MILLISECONDS if state.waiting > TOLD_MAX else 0)
+            for uid, why in explain.told(state, now, TOLD_MAX):
+                if uid not in orders:
+                    orders[uid].append(Tell(uid, why))
+        void = await self._state(orders, refusals) if orders else []
+        due = state.next_time(now)
+        if state.waiting:
+            due = min(due, max(now, self._tell_time) + TELL_MILLISECONDS)
+        return Turn(void, bool(void) or full, min(due, FOREVER))
+
+    async def _state(
+        self,
+        orders: Mapping[str, Sequence[Order]],
+        refusals: Mapping[str, workload.Reason | None],
+    ) -> list[str]:
+        """State what was decided, each by itself; uids of what is void."""
+        about = {uid: _about(uid, decided) for uid, decided in orders.items()}
+        uids = [one for group in about.values() for one in group]
+        rows: dict[str, Record] = {}
+        for found in await self._kept.rows(dict.fromkeys(uids)):
+            rows |= found
+        void: list[str] = []
         async with asyncio.TaskGroup() as group:
-            said = {
-                uid: group.create_task(self._say(decision, loaded, refusals.get(uid)), name="admit")
-                for uid, decision in orders.items()
-            }
-        void = [uid for uid, task in said.items() if not task.result()]
-        for uid in list(void):
-            decision = orders[uid]
-            void += decision.volumes if isinstance(decision, Admit) else ()
+            said = {}
+            for uid, decided in orders.items():
+                if any(ledger.stale(self._kept.versions, rows, one) for one in about[uid]):
+                    void += about[uid]
+                    continue
+                facts = facts_of(uid, decided, rows, refusals.get(uid))
+                if not facts:
+                    void += about[uid]
+                    continue
+                expected = {aggregate.stream_of(one): rows[one]["version"] for one in about[uid]}
+                command = Command(tuple(facts), META, expected=expected, writer=self._writer)
+                said[uid] = group.create_task(self._append(command), name="admit")
+        for uid, task in said.items():
+            if not task.result():
+                void += about[uid]
         return void
 
-    def _whys(self, now: int, but: set[str]) -> Iterable[tuple[str, Explain]]:
-        """Those that wait for another kind of reason than was told, some a pass."""
-        state, left = self._kept.state, EXPLAINED_MAX
-        for uid, work in state.works.items():
-            if left <= 0:
-                return
-            if uid in but or not work.waits or work.held is not None:
-                continue
-            fresh = work.said.code == aggregate.ARRIVED
-            if not fresh and now < self._explained.get(uid, 0) + EXPLAIN_MILLISECONDS:
-                continue
-            left -= 1
-            self._explained[uid] = now
-            why = explain.reason(state, work, now)
-            if why.code != work.said.code:
-                yield uid, Explain(uid, why)
-
-    async def _say(
-        self,
-        decision: Decision,
-        loaded: Mapping[str, Sequence[Recorded]],
-        refusal: workload.Reason | None,
-    ) -> bool:
-        """State one decision; False where it is void."""
-        streams = [aggregate.stream_of(decision.uid)]
-        if isinstance(decision, Admit):
-            streams += [aggregate.stream_of(uid) for uid in decision.volumes]
-        facts = _facts(decision, loaded, refusal)
-        if not facts:
-            return False
-        last = loaded[streams[0]][-1]
-        command = Command(
-            tuple(facts),
-            replace(META, cause_journal=last.journal, cause_position=last.position),
-            expected={name: _version(loaded[name]) for name in streams},
-            writer=self._writer,
-        )
+    async def _append(self, command: Command) -> bool:
         try:
             await self._journal.append(command)
         except (Stale, Stated):
@@ -195,75 +206,65 @@ class Reign:
         return True
 
 
-class Explain:
-    """Another kind of reason than was told."""
-
-    __match_args__ = ("uid", "why")
-
-    def __init__(self, uid: str, why: workload.Reason) -> None:
-        self.uid = uid
-        self.why = why
-
-
-Decision = Admit | Refuse | Release | Reserve | Explain
-
-
-def _version(records: Sequence[Recorded]) -> int:
-    return records[-1].version if records else 0
-
-
-def _facts(
-    decision: Decision,
-    loaded: Mapping[str, Sequence[Recorded]],
+def facts_of(
+    uid: str,
+    orders: Sequence[Order],
+    rows: Mapping[str, Record],
     refusal: workload.Reason | None,
 ) -> Sequence[Message]:
-    """What a decision comes to, as the books stand; nothing where it is void."""
-    records = loaded[aggregate.stream_of(decision.uid)]
-    if decision.uid.startswith("vol_"):
-        return aggregate.release_volume(aggregate.fold_volume(records))
-    entry = aggregate.fold(records)
-    match decision:
-        case Admit(held=held):
-            assert entry.declared is not None
-            facts: list[Message] = []
-            for uid in decision.volumes:
-                volume = aggregate.fold_volume(loaded[aggregate.stream_of(uid)])
-                more = aggregate.admit_volume(volume, cluster=held.cluster)
-                if not more:
-                    return ()
-                facts += more
-            nodes = [
-                node for group in entry.declared.groups for node in held.nodes.get(group.role, ())
-            ]
-            admitted = aggregate.admit(
-                entry,
-                cluster=held.cluster,
-                replicas=held.replicas,
-                nodes=nodes,
-                gpu_type=held.gpu_type,
-            )
-            # Its volumes first, so that its cluster knows them before it does.
-            return [*facts, *admitted] if admitted else ()
-        case Refuse():
-            return aggregate.refuse(entry, reason=refusal or _refusal(decision))
-        case Release():
-            return aggregate.release(entry)
-        case Reserve():
-            reserved = workload.Reason(
-                code="RESERVED",
-                message="Nodes are kept for it: it starts when what runs on them has ended.",
-            )
-            return aggregate.explain(entry, reason=reserved)
-        case Explain(why=why):
-            return aggregate.explain(entry, reason=why)
+    """What was decided about one, as the books stand; nothing where it is void."""
+    if aggregate.is_volume(uid):
+        return aggregate.release_volume(projection.volume(rows[uid]))
+    facts: list[Message] = []
+    entry = projection.entry(rows[uid])
+    for order in orders:
+        match order:
+            case Admit(held=held):
+                for volume in order.volumes:
+                    # Its volumes first, so that its cluster knows them before it does.
+                    stored = projection.volume(rows[volume])
+                    more = aggregate.admit_volume(stored, cluster=held.cluster)
+                    if not more:
+                        return ()
+                    facts += more
+                assert entry.declared is not None
+                facts += aggregate.admit(
+                    entry,
+                    cluster=held.cluster,
+                    replicas=held.replicas,
+                    nodes=[
+                        node
+                        for group in entry.declared.groups
+                        for node in held.nodes.get(group.role, ())
+                    ],
+                    gpu_type=held.gpu_type,
+                )
+            case Refuse(why=why):
+                facts += aggregate.refuse(entry, reason=_refusal(why, refusal))
+            case Release():
+                facts += aggregate.release(entry)
+            case Reserve():
+                reserved = explain.reason(explain.Verdict(RESERVED))
+                facts += aggregate.explain(entry, reason=reserved)
+            case Tell(why=told):
+                facts += aggregate.explain(entry, reason=told)
+            case _:
+                assert_never(order)
+    return facts
 
 
-def _refusal(decision: Refuse) -> workload.Reason:
-    match decision.why:
+def _about(uid: str, orders: Sequence[Order]) -> list[str]:
+    """What a decision rests on: the one that it is about, and volumes that are admitted with it."""
+    volumes = [one for order in orders if isinstance(order, Admit) for one in order.volumes]
+    return [uid, *volumes]
+
+
+def _refusal(why: str, refusal: workload.Reason | None) -> workload.Reason:
+    match why:
         case admission.EXPIRED:
             return workload.Reason(
                 code="QUEUE_TIME_EXCEEDED",
-                message="It has waited as long as it may.",
+                message="It has waited in the queue as long as it may.",
             )
         case admission.VOLUME_GONE:
             return workload.Reason(
@@ -271,6 +272,5 @@ def _refusal(decision: Refuse) -> workload.Reason:
                 message="A volume that it mounts is gone, or is told to go.",
             )
         case _:
-            return workload.Reason(
-                code="FIELD_NOT_HONOURED", message="No cluster can honour all of it."
-            )
+            assert refusal is not None
+            return refusal

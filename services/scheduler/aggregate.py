@@ -30,6 +30,7 @@ WorkFact: TypeAlias = (
     workload.WorkloadQueued
     | workload.WorkloadAdmitted
     | workload.WorkloadRefused
+    | workload.WorkloadPreempted
     | workload.WorkloadRevoked
     | workload.HoldReleased
 )
@@ -47,21 +48,35 @@ Fact: TypeAlias = WorkFact | VolumeFact
 class Entry:
     """One workload as the books have it; without `declared` it never came here."""
 
+    # As it is wanted now: with its labels, and how many replicas.
     declared: workload.Workload | None = None
+    # Why it waits, as it was stated last, and when; None where it has just arrived.
     reason: workload.Reason | None = None
+    said_time: datetime | None = None
+    # The age that it keeps over attempts, and when it came itself.
     queue_time: datetime | None = None
-    # Where it was admitted, and with how many replicas of each role; empty: it was not.
+    arrive_time: datetime | None = None
+    # Where it was admitted, and with how many replicas of each role; no cluster: it was not.
     cluster: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
     nodes: Sequence[str] = ()
+    gpu_type: str = ""
+    admit_time: datetime | None = None
     refused: bool = False
     revoked: bool = False
     released: bool = False
 
     @property
+    def ends(self) -> bool:
+        """Whether it was told to end, or has."""
+        return self.refused or self.revoked or self.released
+
+    @property
     def waits(self) -> bool:
-        """Whether it stands in the queue now."""
-        return self.declared is not None and not self.refused and not self.cluster
+        """Whether it stands in the queue now: with all of it, or with what it wants beside what it has."""
+        if self.declared is None or self.ends:
+            return False
+        return not self.cluster or wants_more(self.declared, self.replicas)
 
     @property
     def held(self) -> bool:
@@ -103,19 +118,24 @@ def evolve(entry: Entry, fact: WorkFact, at: datetime) -> Entry:
                 entry,
                 declared=declared,
                 reason=fact.reason,
+                said_time=at,
                 queue_time=entry.queue_time or since(declared, at),
+                arrive_time=entry.arrive_time or at,
             )
         case workload.WorkloadAdmitted():
             return replace(
                 entry,
                 declared=fact.workload,
+                reason=None,
                 cluster=fact.cluster,
                 replicas=dict(fact.replicas),
                 nodes=tuple(fact.nodes),
+                gpu_type=fact.hold.gpu_type,
+                admit_time=entry.admit_time or at,
             )
         case workload.WorkloadRefused():
             return replace(entry, reason=fact.reason, refused=True)
-        case workload.WorkloadRevoked():
+        case workload.WorkloadRevoked() | workload.WorkloadPreempted():
             return replace(entry, revoked=True)
         case workload.HoldReleased():
             return replace(entry, released=True)
@@ -147,10 +167,20 @@ def since(declared: workload.Workload | None, at: datetime) -> datetime:
     return at
 
 
+def wants_more(declared: workload.Workload, replicas: Mapping[str, int]) -> bool:
+    """Whether more replicas of a workload are wanted than these."""
+    return any(group.replicas > replicas.get(group.role, 0) for group in declared.groups)
+
+
 def place(fact: Message) -> Place:
     """Tell the stream and project of a fact."""
     match fact:
-        case workload.WorkloadQueued() | workload.WorkloadRefused() | workload.WorkloadRevoked():
+        case (
+            workload.WorkloadQueued()
+            | workload.WorkloadRefused()
+            | workload.WorkloadPreempted()
+            | workload.WorkloadRevoked()
+        ):
             return Place(f"workload/{fact.uid}", fact.project)
         case workload.WorkloadAdmitted():
             return Place(f"workload/{fact.workload.uid}", fact.workload.project)
@@ -166,7 +196,12 @@ def place(fact: Message) -> Place:
 
 def stream_of(uid: str) -> str:
     """The stream of a workload or of a volume."""
-    return f"{'volume' if uid.startswith('vol_') else 'workload'}/{uid}"
+    return f"{'volume' if is_volume(uid) else 'workload'}/{uid}"
+
+
+def is_volume(uid: str) -> bool:
+    """Tell a volume from a workload."""
+    return uid.startswith("vol_")
 
 
 # What the owners of workloads say. Late or repeated: nothing follows, and nothing raises.
@@ -174,7 +209,7 @@ def stream_of(uid: str) -> str:
 
 def enqueue(entry: Entry, *, declared: workload.Workload) -> list[Fact]:
     """It shall run: it waits until the next pass has looked at it."""
-    if entry.declared is not None or entry.refused:
+    if entry.declared is not None:
         return []
     return [_queued(declared, arrived())]
 
@@ -182,35 +217,27 @@ def enqueue(entry: Entry, *, declared: workload.Workload) -> list[Fact]:
 def relabel(entry: Entry, *, labels: Mapping[str, str]) -> list[Fact]:
     """Its labels changed: it is said again with them, and keeps its place or its hold."""
     declared = entry.declared
-    if declared is None or entry.refused or entry.released or dict(declared.labels) == dict(labels):
+    # Said after its end was, an admission could be taken for a new one.
+    if declared is None or entry.ends or dict(declared.labels) == dict(labels):
         return []
     relabelled = _copy(declared)
     relabelled.labels.clear()
     relabelled.labels.update(labels)
-    if entry.cluster:
-        return [_admitted(entry, relabelled)]
-    return [_queued(relabelled, entry.reason or arrived())]
+    return _again(entry, relabelled)
 
 
 def scale(entry: Entry, *, role: str, replicas: int) -> list[Fact]:
     """Another number of replicas is wanted: fewer at once, more as far as there is room."""
     declared = entry.declared
-    if declared is None or entry.refused or entry.revoked or entry.released:
+    if declared is None or entry.ends:
         return []
     scaled = _copy(declared)
     for group in scaled.groups:
         if group.role == role:
-            group.replicas = replicas
-            group.min_replicas = min(group.min_replicas, replicas)
+            group.replicas = max(0, replicas)
     if scaled == declared:
         return []
-    if not entry.cluster:
-        return [_queued(scaled, entry.reason or arrived())]
-    fewer = {**entry.replicas, role: min(entry.replicas.get(role, 0), replicas)}
-    placed = place_by_role(declared, entry.replicas, entry.nodes)
-    placed[role] = placed.get(role, ())[: fewer[role]]
-    nodes = [node for group in scaled.groups for node in placed.get(group.role, ())]
-    return [_admitted(replace(entry, replicas=fewer, nodes=nodes), scaled)]
+    return _again(entry, scaled)
 
 
 def place_by_role(
@@ -229,7 +256,7 @@ def withdraw(
 ) -> list[Fact]:
     """It shall not run any more: what waits is let go of, what is admitted is taken down."""
     declared = entry.declared
-    if declared is None or entry.refused or entry.revoked or entry.released:
+    if declared is None or entry.ends:
         return []
     if entry.cluster:
         return [
@@ -249,9 +276,9 @@ def withdraw(
 
 
 def refuse(entry: Entry, *, reason: workload.Reason) -> list[Fact]:
-    """It will never run."""
+    """It will never run; what was admitted is not refused any more."""
     declared = entry.declared
-    if declared is None or not entry.waits:
+    if declared is None or entry.cluster or not entry.waits:
         return []
     return [
         workload.WorkloadRefused(
@@ -308,7 +335,9 @@ def admit(
 ) -> list[Fact]:
     """It may run there, with so many replicas in all."""
     declared = entry.declared
-    if declared is None or entry.refused or entry.revoked or entry.released:
+    if declared is None or entry.ends:
+        return []
+    if (entry.cluster, dict(entry.replicas)) == (cluster, dict(replicas)):
         return []
     chosen = _copy(declared)
     for group in chosen.groups:
@@ -323,7 +352,7 @@ def explain(entry: Entry, *, reason: workload.Reason) -> list[Fact]:
     """It waits for another kind of reason than was said."""
     if not entry.waits or entry.declared is None:
         return []
-    if entry.reason is not None and entry.reason.code == reason.code:
+    if said(entry.reason) == said(reason):
         return []
     declared = entry.declared
     return [
@@ -351,6 +380,13 @@ def release_volume(volume: Volume) -> list[Fact]:
     return [workload.HoldReleased(uid=volume.declared.uid, project=volume.declared.project)]
 
 
+def said(reason: workload.Reason | None) -> tuple[str, str]:
+    """The kind of a reason: its code, and whether it is a matter of time; the rest is amounts."""
+    if reason is None:
+        return (ARRIVED, "")
+    return (reason.code, reason.arguments.get("short_of", ""))
+
+
 def view(entry: Entry) -> api.QueuedWorkload:
     """Show a waiting workload as callers see it."""
     declared = entry.declared or workload.Workload()
@@ -360,12 +396,25 @@ def view(entry: Entry) -> api.QueuedWorkload:
         kind=declared.kind,
         attempt=declared.attempt,
         user_uid=declared.user,
-        reason=entry.reason,
+        reason=entry.reason or arrived(),
         labels=declared.labels,
     )
     if entry.queue_time is not None:
         shown.queue_time.FromDatetime(entry.queue_time)
     return shown
+
+
+def _again(entry: Entry, wanted: workload.Workload) -> list[Fact]:
+    """Say what is wanted now: of what is admitted, no more than that is held from now on."""
+    if not entry.cluster:
+        return [_queued(wanted, entry.reason or arrived())]
+    placed = place_by_role(wanted, entry.replicas, entry.nodes)
+    fewer = {
+        group.role: min(group.replicas, entry.replicas.get(group.role, 0))
+        for group in wanted.groups
+    }
+    nodes = [node for group in wanted.groups for node in placed[group.role][: fewer[group.role]]]
+    return [_admitted(replace(entry, replicas=fewer, nodes=nodes), wanted)]
 
 
 def _admitted(entry: Entry, declared: workload.Workload) -> workload.WorkloadAdmitted:

@@ -1,15 +1,16 @@
-"""Rows as admission knows them: what is wanted, what is held, what there is, how much may be had."""
+"""What the books and the clusters say, as admission takes it: what is wanted, held, there, and allowed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 from chassis.workloads import KIND_WORDS, unhonoured
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
+from services.scheduler import aggregate
+from services.scheduler.aggregate import Entry
 from services.scheduler.demand import (
     BATCH,
     INTERACTIVE,
@@ -33,36 +34,34 @@ _CLASSES: Final[Mapping[int, int]] = {
     workload.KIND_BUILD: BATCH,
 }
 
+# The readers that fold what projects and executors say.
+LIMITS: Final = "scheduler/projects"
+REPORTS: Final = "scheduler/executor"
+
 Clusters = Mapping[str, workload.Capabilities]
 
 
 def work_of(
-    declared: workload.Workload,
+    entry: Entry,
     *,
     clusters: Clusters,
-    queue_time: datetime,
-    said: str = "ARRIVED",
-    held: Held | None = None,
     replicas: Iterable[Replica] = (),
     began: datetime | None = None,
     ended: bool = False,
 ) -> Work:
     """Write a workload as admission takes it; `clusters` are those that work may go to."""
-    at = milliseconds(queue_time)
-    found = {uid: unhonoured(declared, can) for uid, can in clusters.items()}
-    wanted = declared.placement.cluster
-    able = tuple(uid for uid in sorted(clusters) if found[uid] is None and wanted in ("", uid))
-    refusal = None
-    if clusters and not able:
-        faults = [fault for _, fault in sorted(found.items()) if fault is not None]
-        refusal = faults[0][1] if faults else _no_such_cluster(wanted)
+    declared, queued, arrived = entry.declared, entry.queue_time, entry.arrive_time
+    assert declared is not None
+    assert queued is not None
+    assert arrived is not None
+    able, refusal = able_clusters(declared, clusters)
     spot = any(group.purchase == workload.PURCHASE_SPOT for group in declared.groups)
-    lasts = FOREVER
+    lasts = expires = FOREVER
     if declared.HasField("max_duration"):
         lasts = declared.max_duration.ToMilliseconds() + declared.grace.ToMilliseconds()
-    expires = FOREVER
     if declared.HasField("max_queue_time"):
-        expires = at + declared.max_queue_time.ToMilliseconds()
+        # By when it came itself: the age that it keeps over attempts may be long over.
+        expires = milliseconds(arrived) + declared.max_queue_time.ToMilliseconds()
     return Work(
         uid=declared.uid,
         project=declared.project,
@@ -73,7 +72,7 @@ def work_of(
         priority=max((group.priority for group in declared.groups), default=0),
         groups=tuple(_group(group) for group in declared.groups),
         lasts=lasts,
-        queue_time=at,
+        queue_time=milliseconds(queued),
         expire_time=expires,
         clusters=able,
         refusal=refusal,
@@ -85,57 +84,50 @@ def work_of(
         ),
         architecture=declared.requires.architecture,
         driver=declared.requires.driver,
-        held=held,
+        held=_held(entry),
         replicas=tuple(replicas),
         began=None if began is None else milliseconds(began),
         ended=ended,
-        said=Said(said),
+        said=Said(*aggregate.said(entry.reason)),
+        said_time=0 if entry.said_time is None else milliseconds(entry.said_time),
     )
 
 
-def held_of(
-    cluster: str, replicas: str, nodes: str, gpu_type: str, since: datetime | None, revoked: bool
-) -> Held | None:
-    """Write what was admitted, as its row has it; None where nothing was."""
-    if not cluster:
-        return None
-    placed: Mapping[str, Sequence[str]] = json.loads(nodes)
-    return Held(
-        cluster,
-        json.loads(replicas),
-        {role: tuple(names) for role, names in placed.items()},
-        gpu_type,
-        0 if since is None else milliseconds(since),
-        revoked,
-    )
+def able_clusters(
+    declared: workload.Workload, clusters: Clusters
+) -> tuple[tuple[str, ...], workload.Reason | None]:
+    """Which clusters can honour a workload, and why none can; no reason while there is none at all."""
+    wanted = declared.placement.cluster
+    asked = {uid: can for uid, can in clusters.items() if wanted in ("", uid)}
+    faults = {uid: _unhonoured(declared, can) for uid, can in sorted(asked.items())}
+    able = tuple(uid for uid, fault in faults.items() if fault is None)
+    return able, None if able else next(iter(faults.values()), None)
 
 
 def volume_of(
-    declared: workload.Volume,
-    *,
-    cluster: str,
-    withdrawn: bool,
-    node: str = "",
-    bound: bool = False,
-    gone: bool = False,
+    volume: aggregate.Volume, *, node: str = "", bound: bool = False, gone: bool = False
 ) -> Volume:
     """Write a volume as admission takes it."""
+    declared = volume.declared
+    assert declared is not None
     return Volume(
         declared.uid,
         declared.project,
         declared.user,
         declared.size_bytes,
-        cluster,
+        volume.cluster,
         bound,
         node,
-        withdrawn,
+        volume.revoked,
         gone,
     )
 
 
 def shape_of(node: workload.Node) -> Shape:
     """Write a node as admission takes it."""
-    gpus = tuple(Gpus(one.gpu_type, one.count) for one in node.gpus)
+    gpus = tuple(
+        sorted(Gpus(one.gpu_type, one.count) for one in node.gpus if one.gpu_type and one.count)
+    )
     room = Room(node.cpu_milli, node.memory_bytes, node.storage_bytes, gpus)
     return Shape(node.node, room, node.architecture, node.driver, node.cordoned)
 
@@ -164,12 +156,62 @@ def limits_of(amounts: Mapping[str, int]) -> projects.Limits:
 
 def milliseconds(at: datetime) -> int:
     """Since 1970, floored."""
-    return int(at.timestamp() * 1000) if at.microsecond == 0 else _floor(at)
-
-
-def _floor(at: datetime) -> int:
     whole = at.replace(microsecond=0)
     return int(whole.timestamp()) * 1000 + at.microsecond // 1000
+
+
+def _held(entry: Entry) -> Held | None:
+    if not entry.cluster or entry.declared is None:
+        return None
+    return Held(
+        entry.cluster,
+        dict(entry.replicas),
+        aggregate.place_by_role(entry.declared, entry.replicas, entry.nodes),
+        entry.gpu_type,
+        0 if entry.admit_time is None else milliseconds(entry.admit_time),
+        entry.revoked,
+    )
+
+
+def _unhonoured(declared: workload.Workload, can: workload.Capabilities) -> workload.Reason | None:
+    """The first field that a cluster, or the scheduler for it, cannot honour; None where all are."""
+    fault = unhonoured(declared, can)
+    if fault is not None:
+        field, reason = fault
+        told = workload.Reason()
+        told.CopyFrom(reason)
+        told.arguments["field"] = field
+        return told
+    placement = declared.placement
+    missing = sorted(set(declared.requires.features) - set(can.features))
+    reserved = [
+        at
+        for at, group in enumerate(declared.groups)
+        if group.purchase == workload.PURCHASE_RESERVED_ONLY
+    ]
+    # What a cluster could do, and admission does not place by yet.
+    for name in ("flavour", "same_rack", "beside_workload_uid"):
+        if getattr(placement, name):
+            return _not_placed(f"placement.{name}")
+    if declared.HasField("attach"):
+        return _not_placed("attach")
+    if reserved:
+        return _not_placed(f"groups[{reserved[0]}].purchase")
+    if missing:
+        return workload.Reason(
+            code="FIELD_NOT_HONOURED",
+            arguments={"field": "requires.features", "feature": ", ".join(missing)},
+            message=f"No cluster has what requires.features asks for: {', '.join(missing)}.",
+        )
+    return None
+
+
+def _not_placed(field: str) -> workload.Reason:
+    return workload.Reason(
+        code="FIELD_NOT_HONOURED",
+        arguments={"field": field},
+        message=f"Nothing is placed by {field} yet.",
+    )
 
 
 def _group(group: workload.Group) -> Group:
@@ -180,11 +222,3 @@ def _group(group: workload.Group) -> Group:
         mount.volume.volume_uid for mount in group.mounts if mount.WhichOneof("source") == "volume"
     )
     return Group(group.role, size, group.replicas, group.min_replicas, tuple(mounted))
-
-
-def _no_such_cluster(name: str) -> workload.Reason:
-    return workload.Reason(
-        code="FIELD_NOT_HONOURED",
-        arguments={"field": "placement.cluster", "cluster": name},
-        message=f"No cluster {name!r} is enrolled that it could run on.",
-    )

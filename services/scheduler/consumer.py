@@ -14,7 +14,7 @@ from chassis.journal import Write
 from chassis.readers import Reaction
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
-from services.scheduler import aggregate
+from services.scheduler import aggregate, books
 
 
 class Declarations:
@@ -62,9 +62,9 @@ class Declarations:
 
 
 class Limits:
-    """Folds projects, their quotas and the clusters that are enrolled."""
+    """Folds projects, their quotas, and the clusters that are enrolled; `told` wakes who admits."""
 
-    name = "scheduler/projects"
+    name = books.LIMITS
     source = "projects"
     handles = frozenset(
         {
@@ -82,19 +82,18 @@ class Limits:
     def write(self, fact: Recorded) -> Sequence[Write]:
         """Choose the write of one fact."""
         self._told.set()
-        at = fact.position
         match fact.message:
             case projects.ProjectCreated() as said:
-                return [Write("know_project", said.project, (said.project, said.uid, at))]
+                return [Write("know_project", said.project, (said.project, said.uid))]
             case projects.QuotaSet() as said:
                 limits = said.limits.SerializeToString(deterministic=True)
-                return [Write("set_quota", said.scope, (said.scope, limits, at))]
+                return [Write("set_quota", said.scope, (said.scope, limits))]
             case projects.QuotaCleared() as said:
-                return [Write("set_quota", said.scope, (said.scope, None, at))]
+                return [Write("clear_quota", said.scope, (said.scope,))]
             case projects.ClusterEnrolled() as said:
-                return [Write("enrol", said.cluster, (said.cluster, False, at))]
+                return [Write("enrol", said.cluster, (said.cluster, False))]
             case projects.ClusterRetired() as said:
-                return [Write("enrol", said.cluster, (said.cluster, True, at))]
+                return [Write("enrol", said.cluster, (said.cluster, True))]
             case _:
                 return []
 
@@ -105,9 +104,14 @@ class Limits:
 
 
 class ClusterReports:
-    """Folds what an executor says of its cluster, and of what was admitted to it."""
+    """
+    Folds what executors say of their clusters, and of what was admitted to them.
 
-    name = "scheduler/executor"
+    A replica is free when its cluster says that it is gone. One that was given up with its node
+    lives there perhaps, and counts until the node is gone, or is heard again.
+    """
+
+    name = books.REPORTS
     source = "executor"
     handles = frozenset(
         {
@@ -130,57 +134,69 @@ class ClusterReports:
     def write(self, fact: Recorded) -> Sequence[Write]:
         """Choose the writes of one fact."""
         self._told.set()
+        cluster = fact.journal.partition("/")[2]
         match fact.message:
-            case workload.ClusterRegistered() as said:
-                can = said.capabilities.SerializeToString(deterministic=True)
-                return [Write("register", said.uid, (said.uid, can, fact.position))]
-            case workload.NodeReported(cluster=cluster, node=node):
+            case workload.ClusterRegistered(uid=uid, capabilities=can):
+                return [Write("register", uid, (uid, can.SerializeToString(deterministic=True)))]
+            case workload.NodeReported(node=node):
                 body = node.SerializeToString(deterministic=True)
-                return [_node(cluster, node.node, body, fact.position)]
-            case workload.NodeRemoved() as said:
-                return [_node(said.cluster, said.node, None, fact.position)]
-            case workload.ReplicaScheduled(uid=uid, subject=subject) as said:
+                return _node(fact, node.node, body)
+            case workload.NodeRemoved(node=name):
+                return _node(fact, name, None)
+            case workload.ReplicaScheduled(uid=uid, subject=subject, node=name):
+                bound = (uid, subject.workload, subject.role, cluster, name)
                 return [
-                    Write("bind_replica", uid, (uid, subject.workload, subject.role, said.node)),
+                    Write("bind_replica", f"replicas {cluster}", bound),
                     _progress(fact, subject.workload),
                 ]
-            case workload.ReplicaStarted(subject=subject) as said:
-                return [_progress(fact, subject.workload, began=said.witness.occurred_time)]
-            case workload.ReplicaReleased() as said:
+            case workload.ReplicaStarted(subject=subject, witness=witness):
+                return [_progress(fact, subject.workload, began=witness.occurred_time)]
+            case workload.ReplicaReleased(uid=uid) as said:
+                unproven = said.witness.evidence == workload.EVIDENCE_CLASS_NODE_LEASE
                 return [
-                    Write("release_replica", said.uid, (said.uid,)),
+                    Write("release_replica", f"replicas {cluster}", (uid, unproven)),
                     _progress(fact, said.workload),
                 ]
-            case workload.WorkloadFinished() as said:
-                return [_progress(fact, said.uid, ended=True)]
-            case workload.VolumeBound() as said:
-                return [_store(fact, said.uid, said.node, bound=True)]
-            case workload.VolumeRejected() | workload.VolumeDeleted() as said:
-                return [_store(fact, said.uid, gone=True)]
+            case workload.WorkloadFinished(uid=uid):
+                return [
+                    Write("forget_replicas", f"replicas {cluster}", (uid,)),
+                    _progress(fact, uid, ended=True),
+                ]
+            case workload.VolumeBound(uid=uid, node=name):
+                return [_store(fact, uid, name, bound=True)]
+            case workload.VolumeRejected(uid=uid) | workload.VolumeDeleted(uid=uid):
+                return [_store(fact, uid, gone=True)]
             case _:
                 return []
 
     def clear(self) -> Sequence[Write]:
         """
-        Nothing: another lineage says the same of what is, and what it does not say ends as lost.
+        Nothing: these tables are of several journals, and one of them alone is folded anew.
 
-        These tables are of several journals, and one of them alone is folded anew.
+        What it says again is written again; what it does not say any more is as it was.
         """
         return []
 
 
-def _node(cluster: str, node: str, body: bytes | None, position: int) -> Write:
-    return Write("report", f"{cluster} {node}", (cluster, node, body, position))
+def _node(fact: Recorded, name: str, body: bytes | None) -> list[Write]:
+    cluster = fact.journal.partition("/")[2]
+    return [
+        Write("report_node", f"{cluster} {name}", (cluster, name, body, fact.position)),
+        # Writes to replicas of a cluster keep their order: a node that goes takes many along.
+        Write("prove", f"replicas {cluster}", (cluster, name, fact.position)),
+    ]
 
 
 def _progress(
     fact: Recorded, uid: str, *, began: Timestamp | None = None, ended: bool = False
 ) -> Write:
+    cluster = fact.journal.partition("/")[2]
     at = None if began is None else began.ToDatetime(tzinfo=UTC)
-    return Write("progress", f"progress {uid}", (uid, at, ended, fact.journal, fact.position))
+    return Write("progress", f"progress {uid}", (uid, cluster, at, ended, fact.position))
 
 
 def _store(
     fact: Recorded, uid: str, node: str = "", *, bound: bool = False, gone: bool = False
 ) -> Write:
-    return Write("store", uid, (uid, node, bound, gone, fact.journal, fact.position))
+    cluster = fact.journal.partition("/")[2]
+    return Write("store", uid, (uid, cluster, node, bound, gone, fact.position))

@@ -1,4 +1,4 @@
-"""Turns each fact into the named writes of the queue's and the holds' rows, and rows back into views."""
+"""Turns each fact into the named writes of the books' rows, and rows back into what they were folded to."""
 
 from __future__ import annotations
 
@@ -14,106 +14,95 @@ from chassis.postgres import Record
 from fermion.api.scheduler import v1 as api
 from fermion.api.workload import v1 as workload
 from services.scheduler import aggregate
-from services.scheduler.aggregate import Entry, Fact
+from services.scheduler.aggregate import Entry, Fact, Volume
 
 
 def project(record: Recorded) -> Sequence[Write]:
-    """Choose the writes of one fact."""
-    fact, at = cast(Fact, record.message), record.record_time
+    """Choose the write of one fact."""
+    fact, version, at = cast(Fact, record.message), record.version, record.record_time
     match fact:
         case workload.WorkloadQueued():
             reason = _bytes(fact.reason)
             if not fact.HasField("workload"):
-                return [
-                    Write("explain", fact.uid, (fact.uid, reason)),
-                    Write("say", f"entry {fact.uid}", (fact.uid, fact.reason.code, at)),
-                ]
+                return _write("explain", fact.uid, version, reason, at)
             said = fact.workload
             since = aggregate.since(said, at)
-            labels = json.dumps(dict(said.labels), sort_keys=True)
-            return [
-                Write(
-                    "enqueue",
-                    fact.uid,
-                    (
-                        fact.uid,
-                        said.project,
-                        said.owner,
-                        said.kind,
-                        said.attempt,
-                        said.user,
-                        reason,
-                        labels,
-                        since,
-                    ),
-                ),
-                Write(
-                    "enter",
-                    f"entry {fact.uid}",
-                    (fact.uid, said.project, said.owner, _bytes(said), since, fact.reason.code, at),
-                ),
-            ]
+            return _write(
+                "enter",
+                fact.uid,
+                said.project,
+                said.owner,
+                _bytes(said),
+                version,
+                reason,
+                at,
+                since,
+            )
         case workload.WorkloadAdmitted(workload=said):
-            placed = aggregate.place_by_role(said, fact.replicas, fact.nodes)
-            types = [group.resources.gpu_type for group in said.groups]
-            return [
-                Write("dequeue", said.uid, (said.uid,)),
-                Write(
-                    "hold",
-                    f"entry {said.uid}",
-                    (
-                        said.uid,
-                        _bytes(said),
-                        fact.cluster,
-                        json.dumps(dict(fact.replicas), sort_keys=True),
-                        json.dumps(placed, sort_keys=True),
-                        next(filter(None, types), ""),
-                        at,
-                    ),
-                ),
-            ]
+            return _write(
+                "hold",
+                said.uid,
+                _bytes(said),
+                version,
+                aggregate.wants_more(said, fact.replicas),
+                fact.cluster,
+                json.dumps(dict(fact.replicas), sort_keys=True),
+                list(fact.nodes),
+                fact.hold.gpu_type,
+                at,
+            )
+        case workload.WorkloadRevoked() | workload.WorkloadPreempted():
+            return _write("let_go", fact.uid, version)
         case workload.WorkloadRefused():
-            return [
-                Write("dequeue", fact.uid, (fact.uid,)),
-                Write("leave", f"entry {fact.uid}", (fact.uid,)),
-            ]
-        case workload.WorkloadRevoked():
-            return [Write("let_go", f"entry {fact.uid}", (fact.uid,))]
+            return _write("leave", fact.uid)
         case workload.HoldReleased():
-            gone = "drop_volume" if fact.uid.startswith("vol_") else "leave"
-            return [Write(gone, f"entry {fact.uid}", (fact.uid,))]
+            return _write("drop_volume" if aggregate.is_volume(fact.uid) else "leave", fact.uid)
         case workload.VolumeQueued(volume=volume):
-            return [_volume(volume, "")]
+            return _write("declare_volume", volume.uid, _bytes(volume), version, "")
         case workload.VolumeAdmitted(volume=volume):
-            return [_volume(volume, fact.cluster)]
+            return _write("declare_volume", volume.uid, _bytes(volume), version, fact.cluster)
         case workload.VolumeRevoked():
-            return [Write("withdraw_volume", f"entry {fact.uid}", (fact.uid,))]
+            return _write("withdraw_volume", fact.uid, version)
         case workload.VolumeRefused():
-            return [Write("drop_volume", f"entry {fact.uid}", (fact.uid,))]
+            return _write("drop_volume", fact.uid)
         case _:
             assert_never(fact)
 
 
-def resource(row: Record) -> api.QueuedWorkload:
-    """Show a row of `queue` as callers see it."""
-    return aggregate.view(
-        Entry(
-            declared=workload.Workload(
-                uid=row["workload_uid"],
-                owner=row["owner"],
-                kind=row["kind"],
-                attempt=row["attempt"],
-                user=row["user_uid"],
-                labels=json.loads(row["labels"]),
-            ),
-            reason=workload.Reason.FromString(row["reason"]),
-            queue_time=row["queue_time"],
-        )
+def entry(row: Record) -> Entry:
+    """Read a row of `entry`: what its stream folds to."""
+    reason = row["reason"]
+    return Entry(
+        declared=workload.Workload.FromString(row["workload"]),
+        reason=None if reason is None else workload.Reason.FromString(reason),
+        said_time=row["said_time"],
+        queue_time=row["queue_time"],
+        arrive_time=row["arrive_time"],
+        cluster=row["cluster"],
+        replicas=json.loads(row["replicas"]),
+        nodes=tuple(row["nodes"]),
+        gpu_type=row["gpu_type"],
+        admit_time=row["admit_time"],
+        revoked=row["revoked"],
     )
 
 
-def _volume(volume: workload.Volume, cluster: str) -> Write:
-    return Write("declare_volume", f"entry {volume.uid}", (volume.uid, _bytes(volume), cluster))
+def volume(row: Record) -> Volume:
+    """Read a row of `volume`: what its stream folds to."""
+    return Volume(
+        declared=workload.Volume.FromString(row["volume"]),
+        cluster=row["cluster"],
+        revoked=row["withdrawn"],
+    )
+
+
+def resource(row: Record) -> api.QueuedWorkload:
+    """Show a row that waits as callers see it."""
+    return aggregate.view(entry(row))
+
+
+def _write(statement: str, uid: str, *arguments: object) -> list[Write]:
+    return [Write(statement, uid, (uid, *arguments))]
 
 
 def _bytes(message: Message) -> bytes:

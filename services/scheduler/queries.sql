@@ -1,58 +1,37 @@
--- enqueue: Show a workload that waits; said again it gets a new reason and labels, and keeps its place.
-INSERT INTO queue (workload_uid, project, owner, kind, attempt, user_uid, reason, labels, queue_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9)
-    ON CONFLICT (workload_uid) DO UPDATE SET reason = excluded.reason, labels = excluded.labels;
+-- enter: Have a workload that waits; said again it gets new labels and numbers, and keeps its age.
+INSERT INTO entry (uid, project, owner, workload, version, waits, reason, said_time, queue_time, arrive_time, cluster, replicas, nodes, gpu_type, admit_time, revoked)
+VALUES ($1, $2, $3, $4, $5, true, $6, $7, $8, $7, '', '{}'::jsonb, '{}'::text[], '', NULL, false)
+    ON CONFLICT (uid) DO UPDATE
+   SET workload = excluded.workload, version = excluded.version, waits = true, reason = excluded.reason, said_time = excluded.said_time;
 
 -- explain: Show another reason why it waits.
-UPDATE queue
-   SET reason = $2
- WHERE workload_uid = $1;
-
--- dequeue: Take a workload out that does not wait any more.
-DELETE FROM queue
- WHERE workload_uid = $1;
-
--- list_queue: Read a page of a project's queue, longest waiting first.
-SELECT *
-  FROM queue
- WHERE project = $1
-   AND ($2::timestamptz IS NULL OR (queue_time, workload_uid) > ($2, $3::text))
- ORDER BY queue_time, workload_uid
- LIMIT $4;
-
--- enter: Have a workload that waits; said again it gets new labels.
-INSERT INTO entry AS e (uid, project, owner, workload, queue_time, code, said_time, cluster, replicas, nodes, gpu_type, admit_time, revoked)
-VALUES ($1, $2, $3, $4, $5, $6, $7, '', '{}'::jsonb, '{}'::jsonb, '', NULL, false)
-    ON CONFLICT (uid) DO UPDATE SET workload = excluded.workload, code = excluded.code, said_time = excluded.said_time;
-
--- say: Show the kind of reason that was stated last.
 UPDATE entry
-   SET code = $2, said_time = $3
+   SET version = $2, waits = true, reason = $3, said_time = $4
  WHERE uid = $1;
 
 -- hold: Show where a workload was admitted, or with how many replicas from now on.
 UPDATE entry
-   SET workload = $2, cluster = $3, replicas = $4::text::jsonb, nodes = $5::text::jsonb,
-       gpu_type = $6, admit_time = coalesce(admit_time, $7), code = 'ARRIVED'
+   SET workload = $2, version = $3, waits = $4, reason = NULL, cluster = $5, replicas = $6::text::jsonb, nodes = $7::text[],
+       gpu_type = $8, admit_time = coalesce(admit_time, $9)
  WHERE uid = $1;
 
 -- let_go: Show that a workload was told to end.
 UPDATE entry
-   SET revoked = true
+   SET version = $2, waits = false, revoked = true
  WHERE uid = $1;
 
 -- leave: Have a workload no more.
 DELETE FROM entry
  WHERE uid = $1;
 
--- declare_volume: Have a volume that waits for its first workload.
-INSERT INTO volume (uid, volume, cluster, withdrawn)
-VALUES ($1, $2, $3, false)
-    ON CONFLICT (uid) DO UPDATE SET volume = excluded.volume, cluster = excluded.cluster;
+-- declare_volume: Have a volume, without a cluster until the first workload that mounts it is admitted.
+INSERT INTO volume (uid, volume, version, cluster, withdrawn)
+VALUES ($1, $2, $3, $4, false)
+    ON CONFLICT (uid) DO UPDATE SET volume = excluded.volume, version = excluded.version, cluster = excluded.cluster;
 
 -- withdraw_volume: Show that a volume was told to go.
 UPDATE volume
-   SET withdrawn = true
+   SET version = $2, withdrawn = true
  WHERE uid = $1;
 
 -- drop_volume: Have a volume no more.
@@ -60,48 +39,70 @@ DELETE FROM volume
  WHERE uid = $1;
 
 -- know_project: Know a project, and so that its quota has been read.
-INSERT INTO project (name, uid, position)
-VALUES ($1, $2, $3)
-    ON CONFLICT (name) DO UPDATE SET uid = excluded.uid, position = excluded.position;
+INSERT INTO project (name, uid)
+VALUES ($1, $2)
+    ON CONFLICT (name) DO UPDATE SET uid = excluded.uid;
 
 -- set_quota: Have these limits for a scope.
-INSERT INTO quota (scope, limits, position)
-VALUES ($1, $2, $3)
-    ON CONFLICT (scope) DO UPDATE SET limits = excluded.limits, position = excluded.position;
+INSERT INTO quota (scope, limits)
+VALUES ($1, $2)
+    ON CONFLICT (scope) DO UPDATE SET limits = excluded.limits;
+
+-- clear_quota: Have no limits of its own for a scope.
+DELETE FROM quota
+ WHERE scope = $1;
 
 -- enrol: Let work go to a cluster, or no more.
-INSERT INTO enrolled (cluster, retired, position)
-VALUES ($1, $2, $3)
-    ON CONFLICT (cluster) DO UPDATE SET retired = excluded.retired, position = excluded.position;
+INSERT INTO enrolled (cluster, retired)
+VALUES ($1, $2)
+    ON CONFLICT (cluster) DO UPDATE SET retired = excluded.retired;
 
 -- register: Know what a cluster honours.
-INSERT INTO cluster (uid, capabilities, position)
-VALUES ($1, $2, $3)
-    ON CONFLICT (uid) DO UPDATE SET capabilities = excluded.capabilities, position = excluded.position;
+INSERT INTO cluster (uid, capabilities)
+VALUES ($1, $2)
+    ON CONFLICT (uid) DO UPDATE SET capabilities = excluded.capabilities;
 
--- report: Know what a node has; nothing: that it is not there any more.
+-- report_node: Know what a node has; nothing: that it is not there any more.
 INSERT INTO node (cluster, node, body, position)
 VALUES ($1, $2, $3, $4)
     ON CONFLICT (cluster, node) DO UPDATE SET body = excluded.body, position = excluded.position;
 
+-- prove: A node is gone, or was heard again: what was given up with it is gone, and that happened to its workloads.
+WITH gone AS (
+    DELETE FROM replica
+     WHERE cluster = $1
+       AND node = $2
+       AND unproven
+    RETURNING workload
+)
+UPDATE progress
+   SET position = greatest(position, $3)
+ WHERE workload IN (SELECT workload FROM gone);
+
 -- bind_replica: Know a replica that its cluster has bound.
-INSERT INTO replica (uid, workload, role, node, released)
-VALUES ($1, $2, $3, $4, false)
+INSERT INTO replica (uid, workload, role, cluster, node, released, unproven)
+VALUES ($1, $2, $3, $4, $5, false, false)
     ON CONFLICT (uid) DO NOTHING;
 
--- release_replica: Know that a replica is gone.
+-- release_replica: Know that a replica is gone, or that it was given up with its node.
 UPDATE replica
-   SET released = true
+   SET released = true, unproven = $2
  WHERE uid = $1;
 
+-- forget_replicas: What is gone of a workload that has ended.
+DELETE FROM replica
+ WHERE workload = $1
+   AND released
+   AND NOT unproven;
+
 -- progress: Know that something happened to a workload.
-INSERT INTO progress AS p (workload, began, ended, journal, position)
+INSERT INTO progress AS p (workload, cluster, began, ended, position)
 VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (workload) DO UPDATE
-   SET began = coalesce(p.began, excluded.began), ended = p.ended OR excluded.ended, position = excluded.position;
+   SET began = least(p.began, excluded.began), ended = p.ended OR excluded.ended, position = greatest(p.position, excluded.position);
 
 -- store: Know what became of a volume.
-INSERT INTO stored AS s (volume, node, bound, gone, journal, position)
+INSERT INTO stored AS s (volume, cluster, node, bound, gone, position)
 VALUES ($1, $2, $3, $4, $5, $6)
     ON CONFLICT (volume) DO UPDATE
    SET node = CASE WHEN excluded.bound THEN excluded.node ELSE s.node END, bound = s.bound OR excluded.bound,
@@ -116,61 +117,73 @@ DELETE FROM quota;
 -- forget_enrolled: Before all is folded anew.
 DELETE FROM enrolled;
 
--- forget_workload: What is known of the replicas of a workload whose hold is free.
-DELETE FROM replica
- WHERE workload = $1;
+-- list_queue: Read a page of a project's queue, longest waiting first.
+SELECT *
+  FROM entry
+ WHERE project = $1
+   AND waits
+   AND ($2::timestamptz IS NULL OR (queue_time, uid) > ($2, $3::text))
+ ORDER BY queue_time, uid
+ LIMIT $4;
 
--- forget_progress: What is known of a workload whose hold is free.
-DELETE FROM progress
- WHERE workload = $1;
+-- find_queued: Some of those that wait, by their uids.
+SELECT *
+  FROM entry
+ WHERE uid = ANY ($1::text[])
+   AND waits;
+
+-- entries_of: What an owner has that waits or is held, the newest first.
+SELECT *
+  FROM entry
+ WHERE owner = $1
+ ORDER BY arrive_time DESC, uid;
 
 -- entries: Everything that waits or is held; of some, where uids are given.
 SELECT *
   FROM entry
- WHERE $1::text[] IS NULL OR uid = ANY ($1)
- ORDER BY uid;
-
--- owned_entries: What an owner has that waits or is held, newest attempt first.
-SELECT *
-  FROM entry
- WHERE owner = $1
- ORDER BY queue_time DESC;
+ WHERE $1::text[] IS NULL
+    OR uid = ANY ($1);
 
 -- volumes: Every volume; some, where uids are given.
 SELECT *
   FROM volume
- WHERE $1::text[] IS NULL OR uid = ANY ($1)
- ORDER BY uid;
+ WHERE $1::text[] IS NULL
+    OR uid = ANY ($1);
 
--- bound_replicas: Replicas that are bound and not released; of some workloads, where uids are given.
-SELECT uid, workload, role, node
+-- replicas: Replicas that are not known to be gone; of some workloads, where uids are given.
+SELECT uid, workload, role, node, unproven
   FROM replica
- WHERE NOT released
+ WHERE (unproven OR NOT released)
    AND ($1::text[] IS NULL OR workload = ANY ($1));
 
--- progress_of: What happened to workloads; to some, where uids are given.
-SELECT workload, began, ended
+-- progress_of: What happened to workloads that are in the books; to some, where uids are given.
+SELECT p.workload, p.began, p.ended
+  FROM progress AS p
+ WHERE CASE WHEN $1::text[] IS NULL THEN EXISTS (SELECT FROM entry AS e WHERE e.uid = p.workload)
+            ELSE p.workload = ANY ($1) END;
+
+-- stored_of: What became of volumes that are in the books; of some, where uids are given.
+SELECT s.volume, s.node, s.bound, s.gone
+  FROM stored AS s
+ WHERE CASE WHEN $1::text[] IS NULL THEN EXISTS (SELECT FROM volume AS v WHERE v.uid = s.volume)
+            ELSE s.volume = ANY ($1) END;
+
+-- progressed: Workloads and volumes to which something happened in a cluster behind a position.
+SELECT workload AS uid
   FROM progress
- WHERE $1::text[] IS NULL OR workload = ANY ($1);
-
--- stored_of: What became of volumes; of some, where uids are given.
-SELECT volume, node, bound, gone
-  FROM stored
- WHERE $1::text[] IS NULL OR volume = ANY ($1);
-
--- progressed: Workloads to which something happened behind a position of a journal.
-SELECT workload, position
-  FROM progress
- WHERE journal = $1
+ WHERE cluster = $1
    AND position > $2
- ORDER BY position;
-
--- restored: Volumes to which something happened behind a position of a journal.
-SELECT volume, position
+ UNION ALL
+SELECT volume
   FROM stored
- WHERE journal = $1
-   AND position > $2
- ORDER BY position;
+ WHERE cluster = $1
+   AND position > $2;
+
+-- nodes: Nodes of a cluster of which something was said behind a position.
+SELECT node, body
+  FROM node
+ WHERE cluster = $1
+   AND position > $2;
 
 -- projects: Names and uids of all projects.
 SELECT name, uid
@@ -178,30 +191,27 @@ SELECT name, uid
 
 -- quotas: Limits of all scopes that have any.
 SELECT scope, limits
-  FROM quota
- WHERE limits IS NOT NULL;
+  FROM quota;
 
 -- clusters: Clusters that work may go to, and what they honour.
 SELECT c.uid, c.capabilities
   FROM cluster AS c
-  JOIN enrolled AS e ON e.cluster = c.uid AND NOT e.retired
- ORDER BY c.uid;
+  JOIN enrolled AS e ON e.cluster = c.uid AND NOT e.retired;
 
--- nodes: All nodes.
-SELECT cluster, node, body
-  FROM node
- ORDER BY cluster, node;
+-- read_so_far: How far others' journals were folded.
+SELECT reader, journal, epoch, position
+  FROM checkpoint
+ WHERE reader = ANY ($1::text[]);
 
--- foreign: How far the tables of others' facts have come, as they are read anew only then.
-SELECT (SELECT coalesce(max(position), 0) FROM project) AS projects, (SELECT coalesce(max(position), 0) FROM quota) AS quotas,
-       (SELECT coalesce(max(position), 0) FROM enrolled) AS enrolled, (SELECT coalesce(sum(position), 0) FROM cluster) AS clusters,
-       (SELECT coalesce(sum(position), 0) FROM node) AS nodes;
+-- settle_head: Wait until every append that was under way has ended.
+SELECT position
+  FROM head
+ WHERE log = $1
+   FOR UPDATE;
 
--- journals: Journals of executors that something was read of.
-SELECT DISTINCT journal
-  FROM (SELECT journal FROM progress UNION ALL SELECT journal FROM stored) AS read;
+-- waited_before: What waited before there were books.
+SELECT workload_uid
+  FROM queue_before;
 
--- find_queued: Some of those that wait, by their uids.
-SELECT *
-  FROM queue
- WHERE workload_uid = ANY ($1::text[]);
+-- forget_before: All of that is in the books by now.
+DELETE FROM queue_before;

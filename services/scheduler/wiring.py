@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 from chassis.journal import Book
 from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.scheduler.v1 import service_pb2_grpc
 from fermion.api.workload.v1 import events_pb2
-from services.scheduler import aggregate, projection
+from services.scheduler import aggregate, ledger, projection
 from services.scheduler.admitter import Admitter
 from services.scheduler.config import Settings
 from services.scheduler.consumer import ClusterReports, Declarations, Limits
@@ -41,6 +42,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
             Limits(told),
             ClusterReports(told),
         ),
+        begin=partial(ledger.take_over, kernel.journal, kernel.database, kernel.queries),
         loops=(Loop("admission", admitter.run),),
     )
 

@@ -39,7 +39,14 @@ from tests.unit.services.instances.life import (
 from tests.unit.services.instances.life import Decide as InstanceDecide
 from tests.unit.services.projects.life import CLUSTERS, LIVES, PEOPLE, PROJECT, SCOPES
 from tests.unit.services.projects.life import Life as ProjectLife
-from tests.unit.services.scheduler.test_aggregate import DECISIONS, Decide, told
+from tests.unit.services.scheduler.test_aggregate import (
+    DECISIONS,
+    VOLUME_DECISIONS,
+    Decide,
+    DecideVolume,
+    told,
+    told_of_volume,
+)
 
 
 class Rows:
@@ -189,6 +196,34 @@ def test_the_queues_row_shows_what_its_facts_show(
     entry = scheduler.fold(records)
     expected = [scheduler.view(entry)] if entry.waits else []
     assert [queue_rows.resource(row) for row in rows] == expected
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(decisions=st.lists(DECISIONS))
+def test_a_row_of_the_books_is_what_its_facts_fold_to(
+    queue_table: Rows, decisions: list[Decide]
+) -> None:
+    records = told(*decisions).records
+    rows = queue_table.after(writes_of(queue_rows.project, records), "entries", None)
+    entry = scheduler.fold(records)
+    there = entry.declared is not None and not entry.refused and not entry.released
+    assert [queue_rows.entry(row) for row in rows] == ([entry] if there else [])
+    assert [(row["version"], row["waits"]) for row in rows] == (
+        [(len(records), entry.waits)] if there else []
+    )
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(decisions=st.lists(VOLUME_DECISIONS))
+def test_a_volumes_row_of_the_books_is_what_its_facts_fold_to(
+    queue_table: Rows, decisions: list[DecideVolume]
+) -> None:
+    records = told_of_volume(*decisions).records
+    rows = queue_table.after(writes_of(queue_rows.project, records), "volumes", None)
+    volume = scheduler.fold_volume(records)
+    there = volume.declared is not None and not volume.refused and not volume.released
+    assert [queue_rows.volume(row) for row in rows] == ([volume] if there else [])
+    assert [row["version"] for row in rows] == ([len(records)] if there else [])
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

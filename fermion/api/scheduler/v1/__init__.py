@@ -4,6 +4,8 @@ from fermion.api.scheduler.v1.resources_pb2 import (
     Explanation,
     Holding,
     QueuedWorkload,
+    Reservation,
+    Shortage,
 )
 from fermion.api.scheduler.v1.service_pb2 import (
     ExplainWorkloadRequest,
@@ -30,6 +32,8 @@ __all__ = [
     "OutlookWorkloadRequest",
     "OutlookWorkloadResponse",
     "QueuedWorkload",
+    "Reservation",
+    "Shortage",
     "WatchQueueRequest",
     "WatchQueueResponse",
 ]

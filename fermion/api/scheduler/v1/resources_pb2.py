@@ -27,7 +27,7 @@ from fermion.api.workload.v1 import resources_pb2 as fermion_dot_api_dot_workloa
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(fermion/api/scheduler/v1/resources.proto\x12\x18\x66\x65rmion.api.scheduler.v1\x1a\'fermion/api/projects/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x02\n\x0eQueuedWorkload\x12\x14\n\x0cworkload_uid\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.fermion.api.workload.v1.Kind\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08user_uid\x18\x05 \x01(\t\x12/\n\x06reason\x18\x06 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12.\n\nqueue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x44\n\x06labels\x18\x08 \x03(\x0b\x32\x34.fermion.api.scheduler.v1.QueuedWorkload.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa0\x01\n\x0b\x45xplanation\x12:\n\x08workload\x18\x01 \x01(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\r\n\x05place\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x35\n\x11latest_start_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8b\x01\n\x07Holding\x12\r\n\x05scope\x18\x01 \x01(\t\x12-\n\x04held\x18\x02 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12/\n\x06limits\x18\x03 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12\x11\n\tinherited\x18\x04 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(fermion/api/scheduler/v1/resources.proto\x12\x18\x66\x65rmion.api.scheduler.v1\x1a\'fermion/api/projects/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x02\n\x0eQueuedWorkload\x12\x14\n\x0cworkload_uid\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12+\n\x04kind\x18\x03 \x01(\x0e\x32\x1d.fermion.api.workload.v1.Kind\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08user_uid\x18\x05 \x01(\t\x12/\n\x06reason\x18\x06 \x01(\x0b\x32\x1f.fermion.api.workload.v1.Reason\x12.\n\nqueue_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x44\n\x06labels\x18\x08 \x03(\x0b\x32\x34.fermion.api.scheduler.v1.QueuedWorkload.LabelsEntry\x12\r\n\x05place\x18\t \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x08Shortage\x12\r\n\x05where\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\t\x12\x0c\n\x04need\x18\x03 \x01(\x03\x12\x0c\n\x04\x66ree\x18\x04 \x01(\x03\x12\r\n\x05limit\x18\x05 \x01(\x03\x12\r\n\x05short\x18\x06 \x01(\x03\"q\n\x0bReservation\x12\x14\n\x0cworkload_uid\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x02\n\x0b\x45xplanation\x12:\n\x08workload\x18\x01 \x01(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\r\n\x05place\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x35\n\x11latest_start_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\tshortages\x18\x05 \x03(\x0b\x32\".fermion.api.scheduler.v1.Shortage\x12:\n\x0breservation\x18\x06 \x01(\x0b\x32%.fermion.api.scheduler.v1.Reservation\"\x8b\x01\n\x07Holding\x12\r\n\x05scope\x18\x01 \x01(\t\x12-\n\x04held\x18\x02 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12/\n\x06limits\x18\x03 \x01(\x0b\x32\x1f.fermion.api.projects.v1.Limits\x12\x11\n\tinherited\x18\x04 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUEUEDWORKLOAD_LABELSENTRY']._loaded_options = None
   _globals['_QUEUEDWORKLOAD_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_QUEUEDWORKLOAD']._serialized_start=186
-  _globals['_QUEUEDWORKLOAD']._serialized_end=533
-  _globals['_QUEUEDWORKLOAD_LABELSENTRY']._serialized_start=488
-  _globals['_QUEUEDWORKLOAD_LABELSENTRY']._serialized_end=533
-  _globals['_EXPLANATION']._serialized_start=536
-  _globals['_EXPLANATION']._serialized_end=696
-  _globals['_HOLDING']._serialized_start=699
-  _globals['_HOLDING']._serialized_end=838
+  _globals['_QUEUEDWORKLOAD']._serialized_end=548
+  _globals['_QUEUEDWORKLOAD_LABELSENTRY']._serialized_start=503
+  _globals['_QUEUEDWORKLOAD_LABELSENTRY']._serialized_end=548
+  _globals['_SHORTAGE']._serialized_start=550
+  _globals['_SHORTAGE']._serialized_end=652
+  _globals['_RESERVATION']._serialized_start=654
+  _globals['_RESERVATION']._serialized_end=767
+  _globals['_EXPLANATION']._serialized_start=770
+  _globals['_EXPLANATION']._serialized_end=1045
+  _globals['_HOLDING']._serialized_start=1048
+  _globals['_HOLDING']._serialized_end=1187
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,7 @@ class QueuedWorkload(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     QUEUE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     workload_uid: _builtins.str
     """`wkl_…`."""
     owner: _builtins.str
@@ -65,9 +66,13 @@ class QueuedWorkload(_message.Message):
     """Attempt of its owner."""
     user_uid: _builtins.str
     """Uid of the user who asked for it."""
+    place: _builtins.int
+    """Its place among all that wait, from 1; 0 in a watch, since places move without a fact."""
     @_builtins.property
     def reason(self) -> _resources_pb2.Reason:
-        """Why it waits: a code with named arguments."""
+        """Why it waits: a code with named arguments. Stated when the kind of reason changes; what is short now is told by
+        `ExplainWorkload`.
+        """
 
     @_builtins.property
     def queue_time(self) -> _timestamp_pb2.Timestamp:
@@ -88,14 +93,95 @@ class QueuedWorkload(_message.Message):
         reason: _resources_pb2.Reason | None = ...,
         queue_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        place: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue_time", b"queue_time", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "kind", b"kind", "labels", b"labels", "owner", b"owner", "queue_time", b"queue_time", "reason", b"reason", "user_uid", b"user_uid", "workload_uid", b"workload_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "kind", b"kind", "labels", b"labels", "owner", b"owner", "place", b"place", "queue_time", b"queue_time", "reason", b"reason", "user_uid", b"user_uid", "workload_uid", b"workload_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueuedWorkload: _TypeAlias = QueuedWorkload  # noqa: Y015
+
+@_typing.final
+class Shortage(_message.Message):
+    """One amount of which there is too little: where, and by how much."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHERE_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    NEED_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SHORT_FIELD_NUMBER: _builtins.int
+    where: _builtins.str
+    """A quota's scope, `projects/{project}` or `users/{uid}`, or `clusters/{cluster}`."""
+    dimension: _builtins.str
+    """`gpu_milli/A100-80GB`, `gpu_milli/*`, `cpu_milli`, `memory_bytes`, `storage_bytes`, `workloads/instance`, …."""
+    need: _builtins.int
+    """What it asks for."""
+    free: _builtins.int
+    """What is left of it there now; where there is enough in all, what is left on one node."""
+    limit: _builtins.int
+    """The quota's limit, or all that there is."""
+    short: _builtins.int
+    """By how much more than `free` it asks for."""
+    def __init__(
+        self,
+        *,
+        where: _builtins.str = ...,
+        dimension: _builtins.str = ...,
+        need: _builtins.int = ...,
+        free: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        short: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "free", b"free", "limit", b"limit", "need", b"need", "short", b"short", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shortage: _TypeAlias = Shortage  # noqa: Y015
+
+@_typing.final
+class Reservation(_message.Message):
+    """Nodes that are kept for the one that has waited longest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKLOAD_UID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    workload_uid: _builtins.str
+    """For which workload; empty where it is another project's."""
+    owner: _builtins.str
+    """The resource that declared it; empty where it is another project's."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The nodes."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """It starts then at the latest; absent where that hangs on work that has no end."""
+
+    def __init__(
+        self,
+        *,
+        workload_uid: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "owner", b"owner", "start_time", b"start_time", "workload_uid", b"workload_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
@@ -107,6 +193,8 @@ class Explanation(_message.Message):
     PLACE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     LATEST_START_TIME_FIELD_NUMBER: _builtins.int
+    SHORTAGES_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     place: _builtins.int
     """Its place among all that wait, from 1."""
     waiting: _builtins.int
@@ -119,6 +207,14 @@ class Explanation(_message.Message):
     def latest_start_time(self) -> _timestamp_pb2.Timestamp:
         """When it starts at the latest if nothing else comes; absent where nobody can tell."""
 
+    @_builtins.property
+    def shortages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shortage]:
+        """What is short, where, and by how much; empty where it waits for something else."""
+
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """What is kept for it, or for the one whose nodes it may not take."""
+
     def __init__(
         self,
         *,
@@ -126,10 +222,12 @@ class Explanation(_message.Message):
         place: _builtins.int = ...,
         waiting: _builtins.int = ...,
         latest_start_time: _timestamp_pb2.Timestamp | None = ...,
+        shortages: _abc.Iterable[Global___Shortage] | None = ...,
+        reservation: Global___Reservation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "reservation", b"reservation", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "place", b"place", "waiting", b"waiting", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latest_start_time", b"latest_start_time", "place", b"place", "reservation", b"reservation", "shortages", b"shortages", "waiting", b"waiting", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from fermion.api.scheduler.v1 import resources_pb2 as fermion_dot_api_dot_schedu
 from fermion.api.workload.v1 import resources_pb2 as fermion_dot_api_dot_workload_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fermion/api/scheduler/v1/service.proto\x12\x18\x66\x65rmion.api.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$fermion/api/projects/v1/access.proto\x1a(fermion/api/scheduler/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\"\x9c\x01\n\x1aListQueuedWorkloadsRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"s\n\x1bListQueuedWorkloadsResponse\x12;\n\tworkloads\x18\x01 \x03(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x16\x45xplainWorkloadRequest\x12j\n\x05owner\x18\x01 \x01(\tB[\xbaHXrV2T^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?/[a-zA-Z]+/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"U\n\x17\x45xplainWorkloadResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.fermion.api.scheduler.v1.Explanation\"\x98\x01\n\x16OutlookWorkloadRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12;\n\x08workload\x18\x02 \x01(\x0b\x32!.fermion.api.workload.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\"U\n\x17OutlookWorkloadResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.fermion.api.scheduler.v1.Explanation\"\x8c\x01\n\x11WatchQueueRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x14\n\x0csend_initial\x18\x03 \x01(\x08\"\x9b\x02\n\x12WatchQueueResponse\x12\x43\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x33.fermion.api.scheduler.v1.WatchQueueResponse.Change\x12:\n\x08workload\x18\x02 \x01(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"n\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANGE_INITIAL\x10\x01\x12\x12\n\x0e\x43HANGE_UPDATED\x10\x02\x12\x0f\n\x0b\x43HANGE_LEFT\x10\x03\x12\x13\n\x0f\x43HANGE_BOOKMARK\x10\x04\"X\n\x13ListHoldingsRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\"K\n\x14ListHoldingsResponse\x12\x33\n\x08holdings\x18\x01 \x03(\x0b\x32!.fermion.api.scheduler.v1.Holding2\xae\x05\n\x0cQueueService\x12\x92\x01\n\x13ListQueuedWorkloads\x12\x34.fermion.api.scheduler.v1.ListQueuedWorkloadsRequest\x1a\x35.fermion.api.scheduler.v1.ListQueuedWorkloadsResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent\x12\x85\x01\n\x0f\x45xplainWorkload\x12\x30.fermion.api.scheduler.v1.ExplainWorkloadRequest\x1a\x31.fermion.api.scheduler.v1.ExplainWorkloadResponse\"\r\xaa\xd4\x18\t\x08\x02\x12\x05owner\x12\x86\x01\n\x0fOutlookWorkload\x12\x30.fermion.api.scheduler.v1.OutlookWorkloadRequest\x1a\x31.fermion.api.scheduler.v1.OutlookWorkloadResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent\x12y\n\nWatchQueue\x12+.fermion.api.scheduler.v1.WatchQueueRequest\x1a,.fermion.api.scheduler.v1.WatchQueueResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent0\x01\x12}\n\x0cListHoldings\x12-.fermion.api.scheduler.v1.ListHoldingsRequest\x1a..fermion.api.scheduler.v1.ListHoldingsResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fermion/api/scheduler/v1/service.proto\x12\x18\x66\x65rmion.api.scheduler.v1\x1a\x1b\x62uf/validate/validate.proto\x1a$fermion/api/projects/v1/access.proto\x1a(fermion/api/scheduler/v1/resources.proto\x1a\'fermion/api/workload/v1/resources.proto\"\x9c\x01\n\x1aListQueuedWorkloadsRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"\x84\x01\n\x1bListQueuedWorkloadsResponse\x12;\n\tworkloads\x18\x01 \x03(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\"\x84\x01\n\x16\x45xplainWorkloadRequest\x12j\n\x05owner\x18\x01 \x01(\tB[\xbaHXrV2T^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?/[a-zA-Z]+/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"U\n\x17\x45xplainWorkloadResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.fermion.api.scheduler.v1.Explanation\"\x98\x01\n\x16OutlookWorkloadRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12;\n\x08workload\x18\x02 \x01(\x0b\x32!.fermion.api.workload.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\"U\n\x17OutlookWorkloadResponse\x12:\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32%.fermion.api.scheduler.v1.Explanation\"\x8c\x01\n\x11WatchQueueRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x14\n\x0csend_initial\x18\x03 \x01(\x08\"\x9b\x02\n\x12WatchQueueResponse\x12\x43\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x33.fermion.api.scheduler.v1.WatchQueueResponse.Change\x12:\n\x08workload\x18\x02 \x01(\x0b\x32(.fermion.api.scheduler.v1.QueuedWorkload\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"n\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANGE_INITIAL\x10\x01\x12\x12\n\x0e\x43HANGE_UPDATED\x10\x02\x12\x0f\n\x0b\x43HANGE_LEFT\x10\x03\x12\x13\n\x0f\x43HANGE_BOOKMARK\x10\x04\"X\n\x13ListHoldingsRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\"K\n\x14ListHoldingsResponse\x12\x33\n\x08holdings\x18\x01 \x03(\x0b\x32!.fermion.api.scheduler.v1.Holding2\xae\x05\n\x0cQueueService\x12\x92\x01\n\x13ListQueuedWorkloads\x12\x34.fermion.api.scheduler.v1.ListQueuedWorkloadsRequest\x1a\x35.fermion.api.scheduler.v1.ListQueuedWorkloadsResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent\x12\x85\x01\n\x0f\x45xplainWorkload\x12\x30.fermion.api.scheduler.v1.ExplainWorkloadRequest\x1a\x31.fermion.api.scheduler.v1.ExplainWorkloadResponse\"\r\xaa\xd4\x18\t\x08\x02\x12\x05owner\x12\x86\x01\n\x0fOutlookWorkload\x12\x30.fermion.api.scheduler.v1.OutlookWorkloadRequest\x1a\x31.fermion.api.scheduler.v1.OutlookWorkloadResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent\x12y\n\nWatchQueue\x12+.fermion.api.scheduler.v1.WatchQueueRequest\x1a,.fermion.api.scheduler.v1.WatchQueueResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parent0\x01\x12}\n\x0cListHoldings\x12-.fermion.api.scheduler.v1.ListHoldingsRequest\x1a..fermion.api.scheduler.v1.ListHoldingsResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,26 +65,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUEUESERVICE'].methods_by_name['ListHoldings']._serialized_options = b'\252\324\030\n\010\002\022\006parent'
   _globals['_LISTQUEUEDWORKLOADSREQUEST']._serialized_start=219
   _globals['_LISTQUEUEDWORKLOADSREQUEST']._serialized_end=375
-  _globals['_LISTQUEUEDWORKLOADSRESPONSE']._serialized_start=377
-  _globals['_LISTQUEUEDWORKLOADSRESPONSE']._serialized_end=492
-  _globals['_EXPLAINWORKLOADREQUEST']._serialized_start=495
-  _globals['_EXPLAINWORKLOADREQUEST']._serialized_end=627
-  _globals['_EXPLAINWORKLOADRESPONSE']._serialized_start=629
-  _globals['_EXPLAINWORKLOADRESPONSE']._serialized_end=714
-  _globals['_OUTLOOKWORKLOADREQUEST']._serialized_start=717
-  _globals['_OUTLOOKWORKLOADREQUEST']._serialized_end=869
-  _globals['_OUTLOOKWORKLOADRESPONSE']._serialized_start=871
-  _globals['_OUTLOOKWORKLOADRESPONSE']._serialized_end=956
-  _globals['_WATCHQUEUEREQUEST']._serialized_start=959
-  _globals['_WATCHQUEUEREQUEST']._serialized_end=1099
-  _globals['_WATCHQUEUERESPONSE']._serialized_start=1102
-  _globals['_WATCHQUEUERESPONSE']._serialized_end=1385
-  _globals['_WATCHQUEUERESPONSE_CHANGE']._serialized_start=1275
-  _globals['_WATCHQUEUERESPONSE_CHANGE']._serialized_end=1385
-  _globals['_LISTHOLDINGSREQUEST']._serialized_start=1387
-  _globals['_LISTHOLDINGSREQUEST']._serialized_end=1475
-  _globals['_LISTHOLDINGSRESPONSE']._serialized_start=1477
-  _globals['_LISTHOLDINGSRESPONSE']._serialized_end=1552
-  _globals['_QUEUESERVICE']._serialized_start=1555
-  _globals['_QUEUESERVICE']._serialized_end=2241
+  _globals['_LISTQUEUEDWORKLOADSRESPONSE']._serialized_start=378
+  _globals['_LISTQUEUEDWORKLOADSRESPONSE']._serialized_end=510
+  _globals['_EXPLAINWORKLOADREQUEST']._serialized_start=513
+  _globals['_EXPLAINWORKLOADREQUEST']._serialized_end=645
+  _globals['_EXPLAINWORKLOADRESPONSE']._serialized_start=647
+  _globals['_EXPLAINWORKLOADRESPONSE']._serialized_end=732
+  _globals['_OUTLOOKWORKLOADREQUEST']._serialized_start=735
+  _globals['_OUTLOOKWORKLOADREQUEST']._serialized_end=887
+  _globals['_OUTLOOKWORKLOADRESPONSE']._serialized_start=889
+  _globals['_OUTLOOKWORKLOADRESPONSE']._serialized_end=974
+  _globals['_WATCHQUEUEREQUEST']._serialized_start=977
+  _globals['_WATCHQUEUEREQUEST']._serialized_end=1117
+  _globals['_WATCHQUEUERESPONSE']._serialized_start=1120
+  _globals['_WATCHQUEUERESPONSE']._serialized_end=1403
+  _globals['_WATCHQUEUERESPONSE_CHANGE']._serialized_start=1293
+  _globals['_WATCHQUEUERESPONSE_CHANGE']._serialized_end=1403
+  _globals['_LISTHOLDINGSREQUEST']._serialized_start=1405
+  _globals['_LISTHOLDINGSREQUEST']._serialized_end=1493
+  _globals['_LISTHOLDINGSRESPONSE']._serialized_start=1495
+  _globals['_LISTHOLDINGSRESPONSE']._serialized_end=1570
+  _globals['_QUEUESERVICE']._serialized_start=1573
+  _globals['_QUEUESERVICE']._serialized_end=2259
 # @@protoc_insertion_point(module_scope)

@@ -59,8 +59,11 @@ class ListQueuedWorkloadsResponse(_message.Message):
 
     WORKLOADS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
+    waiting: _builtins.int
+    """How many wait in all projects together; places are counted among these."""
     @_builtins.property
     def workloads(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.QueuedWorkload]:
         """Longest waiting first."""
@@ -70,10 +73,11 @@ class ListQueuedWorkloadsResponse(_message.Message):
         *,
         workloads: _abc.Iterable[_resources_pb2.QueuedWorkload] | None = ...,
         next_page_token: _builtins.str = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "waiting", b"waiting", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

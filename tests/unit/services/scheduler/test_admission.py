@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fermion.api.workload import v1 as workload
@@ -30,7 +30,9 @@ from services.scheduler.demand import (
     Volume,
     Work,
 )
+from services.scheduler.explain import line_up
 from services.scheduler.placement import ANY, FOREVER, Size
+from services.scheduler.state import State
 from tests.unit.services.scheduler.world import (
     GB,
     START,
@@ -219,6 +221,36 @@ def test_nobody_waits_longer_than_those_before_him_and_himself_may_last(
             started[uid] = world.now
     for uid, moment in started.items():
         assert moment - arrived[uid] <= (older[uid] + 1) * longest
+
+
+@whatever_happens
+@given(world=worlds(), history=histories(single=True), more=st.integers(1, 4))
+def test_more_capacity_never_delays_the_first(world: World, history: History, more: int) -> None:
+    for later, happens in history:
+        for event in happens:
+            event(world)
+        world.turn(later)
+    bare = State()
+    bare.limit(world.state.quotas.projects, world.state.quotas.limits)
+    for uid, nodes in world.state.clusters.items():
+        for one in nodes.nodes.values():
+            if one.known:
+                bare.nodes(uid).put(one.shape)
+    for one in world.works.values():
+        bare.put(replace(one, held=None, said=one.said._replace(code="ARRIVED")))
+    line = line_up(bare, world.now)
+    assume(line)
+    larger = bare.copy()
+    for place in range(more):
+        larger.nodes("c").put(node(f"more{place}", cpu=16, memory=32))
+    # Shares are parts of what there is, so that the first of one may not be the first of the other.
+    assume(line_up(larger, world.now)[0] == line[0])
+    if line[0] in {one.uid for one in admit(bare, world.now, 1000) if isinstance(one, Admit)}:
+        again = admit(larger, world.now, 1000)
+        assert line[0] in {one.uid for one in again if isinstance(one, Admit)}
+
+
+# Order.
 
 
 def test_classes_go_first_then_the_project_that_has_least_then_age() -> None:
