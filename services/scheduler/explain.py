@@ -112,12 +112,14 @@ class Look:
             for _, _, gpu_type in state.options(request)
         ]
         stopped = [short for short in shorts if short is not None]
-        short = min(stopped, key=lambda one: not one.ever) if len(stopped) == len(shorts) else None
-        if stopped and short is not None and not short.ever:
+        # A quota is in the way only where it is in the way of every model there is.
+        stops = stopped and len(stopped) == len(shorts)
+        short = min(stopped, key=lambda one: not one.ever) if stops else None
+        if short is not None and not short.ever:
             return _quota(short)
         if not state.could(request):
             return Verdict(CAPACITY_TOTAL, self._lacks(row.shape, total=True)[1])
-        if stopped and short is not None:
+        if short is not None:
             return _quota(short)
         if row.shape not in self._shapes:
             self._shapes[row.shape] = self._capacity(row)
