@@ -226,8 +226,9 @@ def test_a_shell_in_a_terminal_is_typed_into_resized_and_left_with_its_exit_code
     it.shows("30 90")
     it.shows("ready> ")
     resize(it.ours, 40, 100)
-    it.types("stty size; echo size")
-    it.shows("40 100")
+    # The size and what is typed travel side by side, so the shell there waits for it.
+    it.types("""until [ "$(stty size)" = '40 100' ]; do :; done; echo res""ized""")
+    it.shows("resized")
     it.shows("ready> ")
     # Ctrl-C is for what runs there, and ends nothing here.
     it.types("""sh -c 'echo run""ning; exec cat'""")
