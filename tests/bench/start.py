@@ -34,7 +34,9 @@ def rounds(folder: Path) -> list[Row]:
             started = [start(stage, stub, folder, number) for number in range(ROUNDS)]
             bare = [execute(folder, number) for number in range(ROUNDS)]
             for number in range(REPLICAS):
-                create(stage, stub, f"r{number}", ["sleep", "600"], cpu_milli=1, memory=8 * MEBIBYTE)
+                create(
+                    stage, stub, f"r{number}", ["sleep", "600"], cpu_milli=1, memory=8 * MEBIBYTE
+                )
             until(300, lambda: len(shims(stage)) >= REPLICAS, stage.log)
             loaded = memory(stage)
             each = statistics.median(resident(shim) for shim in shims(stage))

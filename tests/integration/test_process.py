@@ -59,6 +59,10 @@ class Started:
         return self.process.returncode, logged.decode()
 
 
+# What runs without a cluster.
+DECIDING = ("projects", "instances", "scheduler")
+
+
 @asynccontextmanager
 async def started(
     folder: Path, *targets: str, dsn: str, nats_url: str, port: int | str = 0, **settings: str
@@ -97,7 +101,7 @@ async def test_told_to_end_it_drains_and_answers_its_watchers(
 ) -> None:
     settings = {"FERMION_NATS_KEYS": str(nats_server.keys)}
     async with started(
-        tmp_path, "all", dsn=database, nats_url=nats_server.url, **settings
+        tmp_path, *DECIDING, dsn=database, nats_url=nats_server.url, **settings
     ) as platform:
         await until(platform.ready, bool, "was not ready")
         token = (tmp_path / "keys" / "admin.token").read_text().strip()
@@ -368,7 +372,7 @@ async def test_figures_are_served_where_the_settings_say(
 ) -> None:
     settings = {"FERMION_NATS_KEYS": str(nats_server.keys)}
     async with started(
-        tmp_path, "all", dsn=database, nats_url=nats_server.url, **settings
+        tmp_path, *DECIDING, dsn=database, nats_url=nats_server.url, **settings
     ) as platform:
         await until(platform.ready, bool, "was not ready")
 
