@@ -124,7 +124,7 @@ async def test_told_to_end_it_drains_and_answers_its_watchers(
 async def test_services_in_processes_of_their_own_find_each_other(
     database: str, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    ports = {name: free_port() for name in TARGETS}
+    ports = {name: free_port() for name in DECIDING}
     settings = {
         "FERMION_NATS_KEYS": str(nats_server.keys),
         **{f"FERMION_ADDRESS_{name.upper()}": f"127.0.0.1:{at}" for name, at in ports.items()},
