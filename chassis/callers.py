@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Final
@@ -192,10 +192,9 @@ class Callers:
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return False
-            try:
-                await asyncio.wait_for(self._moved.wait(), left)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._moved.wait()
         return True
 
     def authenticate(self, authorization: str | None) -> Caller:

@@ -101,7 +101,8 @@ class Database:
         if pool is None:
             return
         try:
-            await asyncio.wait_for(pool.close(), 5)
+            async with asyncio.timeout(5):
+                await pool.close()
         except (TimeoutError, *LOST):
             pool.terminate()
 

@@ -48,6 +48,7 @@ from chassis.remote import LocalLog, RemoteLog, channel_to
 from chassis.rpc import Reached, Server, door
 from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
+from chassis.tasks import end
 from chassis.telemetry import Gauge, Metrics
 from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 
@@ -153,12 +154,11 @@ class Process:
         try:
             await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopped.cancel()
+            await end(stopped)
         if starting.done():
             # What it raised ends the group, and is raised there.
             return not starting.cancelled() and starting.exception() is None
-        starting.cancel()
-        await asyncio.wait((starting,))
+        await end(starting)
         return False
 
     async def _start(self, group: asyncio.TaskGroup) -> None:
@@ -201,9 +201,7 @@ class Process:
         if self.server is not None:
             await self.server.stop(DRAIN_SECONDS)
         for task in reversed(self._loops):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def _open_database(self, part: Part) -> None:
         database, folder = part.database, part.target.folder / "migrations"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +36,7 @@ from chassis.lease import Lease
 from chassis.postgres import LOST, Connection, Database, unavailable
 from chassis.queries import Queries
 from chassis.refusals import Conflict, Exhausted, OutcomeUnknown, Unavailable
+from chassis.tasks import end
 from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
@@ -368,9 +369,7 @@ class Reader:
                     yield waiting
                     waiting = []
         finally:
-            ahead.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, NewLineage):
-                await ahead
+            await end(ahead)
 
     async def _comes(self, ahead: asyncio.Future[Sequence[Recorded]], left: float | None) -> bool:
         """Wait for the next page, so long at most; False where what waits has to go on without it."""
@@ -385,7 +384,7 @@ class Reader:
             await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             return ahead.done()
         finally:
-            hurried.cancel()
+            await end(hurried)
 
     def _only_counts(self, fact: Recorded) -> bool:
         return (

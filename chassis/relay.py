@@ -14,6 +14,7 @@ from chassis.lease import Lease
 from chassis.queries import Queries
 from chassis.refusals import Unavailable
 from chassis.store import PostgresJournal
+from chassis.tasks import end
 from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
@@ -105,7 +106,7 @@ class Relay:
         async with asyncio.TaskGroup() as group:
             nudging = group.create_task(self._nudge(), name="relay nudges")
             await self._lease.wait_held()
-            nudging.cancel()
+            await end(nudging)
 
     async def _nudge(self) -> None:
         position = 0

@@ -45,6 +45,7 @@ from chassis.refusals import (
     Violation,
 )
 from chassis.service import Mount
+from chassis.tasks import end
 from chassis.telemetry import REQUEST_ID, Metrics, current_traceparent
 from fermion.api.projects import v1 as projects
 
@@ -370,9 +371,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                     )
                 finally:
                     if not upcoming.done():
-                        upcoming.cancel()
-                        with suppress(asyncio.CancelledError):
-                            await upcoming
+                        await end(upcoming)
                 if upcoming.cancelled():
                     raise Unavailable(
                         "SHUTTING_DOWN",

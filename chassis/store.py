@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,10 +176,9 @@ class PostgresJournal:
             if deadline <= now:
                 return
             wait = min(deadline, self._looked + POLL_SECONDS) - now
-            try:
-                await asyncio.wait_for(event.wait(), wait)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await event.wait()
 
     def wake(self) -> None:
         """Look at the head now: somebody says that another process has appended."""

@@ -96,7 +96,8 @@ async def followed(callers: Callers) -> AsyncIterator[None]:
     """Let a follower run, from when it has caught up."""
     task = asyncio.create_task(callers.run(), name="callers")
     try:
-        await asyncio.wait_for(callers.ready.wait(), SECONDS_MAX)
+        async with asyncio.timeout(SECONDS_MAX):
+            await callers.ready.wait()
         yield
     finally:
         task.cancel()

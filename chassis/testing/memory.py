@@ -144,7 +144,8 @@ class MemoryJournal:
             if left <= 0:
                 return
             try:
-                await asyncio.wait_for(self._grown.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._grown.wait()
             except TimeoutError:
                 return
 

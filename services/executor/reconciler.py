@@ -28,6 +28,7 @@ from chassis.lease import Lease
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
+from chassis.tasks import end
 from chassis.workloads import volumes
 from fermion.api.workload import v1 as api
 from services.executor import aggregate, observation
@@ -159,7 +160,7 @@ class Reconciler:
                 async with asyncio.TaskGroup() as group:
                     tending = group.create_task(self._cluster.run(), name="cluster")
                     await self._reign(epoch)
-                    tending.cancel()
+                    await end(tending)
             except* Fenced:
                 _log.info("another executor of %s works now", self._cluster.uid)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -195,10 +196,7 @@ class Reconciler:
         try:
             await asyncio.wait((told, changed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (told, changed):
-                task.cancel()
-                with suppress(asyncio.CancelledError, Away):
-                    await task
+            await end(told, changed)
         self._doubtful = self._told.is_set()
         if self._doubtful:
             self._told.clear()

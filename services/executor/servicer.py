@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, timedelta
 from functools import partial
 from itertools import pairwise
@@ -19,6 +18,7 @@ from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.refusals import Invalid, Missing, Refused, Unavailable, Violation
 from chassis.rpc import Context
+from chassis.tasks import end
 from chassis.watch import Kind, watch
 from fermion.api.executor import v1 as api
 from fermion.api.executor.v1 import service_pb2_grpc
@@ -149,9 +149,7 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
                 yield api.StreamLogsResponse(chunks=chunks, resume_token=_token(places))
             await _raised(reading)
         finally:
-            reading.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await reading
+            await end(reading)
 
     async def Exec(
         self, requests: AsyncIterator[api.ExecRequest], context: Context
@@ -182,9 +180,7 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
                             yield api.ExecResponse(stderr=data)
                     yield api.ExecResponse(exit_code=await session.wait())
                 finally:
-                    feeding.cancel()
-                    with suppress(asyncio.CancelledError, Exception):
-                        await feeding
+                    await end(feeding)
         except Gone as error:
             raise _not_running(start.owner) from error
         except Away as error:

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from chassis.tasks import end
 from services.executor import enter, shim
 from services.executor.cluster import Away, Gone
 from services.executor.folder import Folder
@@ -141,8 +142,7 @@ class LocalSession:
                     loop.remove_writer(file)
                 else:
                     loop.remove_reader(file)
-            for task in (ended, ready):
-                task.cancel()
+            await end(ended, ready)
 
 
 @asynccontextmanager

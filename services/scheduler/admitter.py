@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
@@ -26,6 +25,7 @@ from chassis.lease import Lease
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
+from chassis.tasks import end
 from fermion.api.workload import v1 as workload
 from services.scheduler import admission, aggregate, books, explain, ledger, projection
 from services.scheduler.admission import Admit, Refuse, Release, Reserve
@@ -110,10 +110,9 @@ class Admitter:
         try:
             await asyncio.wait((told, grown), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (told, grown):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await end(told, grown)
+        if not grown.cancelled():
+            grown.result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ import asyncpg
 import grpc
 import grpc.aio
 import psutil
+import pytest
 from google.protobuf import duration_pb2
 
 from chassis.embedded import Postgres
@@ -73,6 +74,7 @@ class Told:
     exit: int
 
 
+@pytest.mark.timeout(1200)
 def test_every_run_has_one_start_and_one_end_whatever_dies(tmp_path: Path) -> None:
     seed = int(os.environ.get("FERMION_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
     print(f"FERMION_CHAOS_SEED={seed}")

@@ -22,6 +22,7 @@ import asyncpg
 import grpc
 import grpc.aio
 import psutil
+import pytest
 
 from chassis.bus import Away, Bus
 from chassis.embedded import Postgres
@@ -60,6 +61,7 @@ class Ledger:
     resumed: int = 0
 
 
+@pytest.mark.timeout(1200)
 def test_nothing_acknowledged_is_lost_or_doubled_whatever_is_killed(tmp_path: Path) -> None:
     seed = int(os.environ.get("FERMION_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
     print(f"FERMION_CHAOS_SEED={seed}")

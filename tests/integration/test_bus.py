@@ -238,9 +238,11 @@ async def test_a_server_that_was_killed_is_noticed_and_found_again(own_server: N
             own_server.process.kill()
             own_server.process.wait()
             with pytest.raises(Away):
-                await asyncio.wait_for(waits, 2)
+                async with asyncio.timeout(2):
+                    await waits
         with pytest.raises(Away):
-            await asyncio.wait_for(bus.publish(facts(101, 200), 100), 1)
+            async with asyncio.timeout(1):
+                await bus.publish(facts(101, 200), 100)
         own_server.start()
         own_server.wait_ready()
         assert await bus.wait_ready(2)
@@ -275,6 +277,7 @@ async def test_nobody_but_its_service_writes_a_stream(nats_server: NatsServer) -
         await own.publish(facts(1, 2), 0)
         for call in (other.publish([fact(3)], 2), other.delete_stream(JOURNAL)):
             with pytest.raises((Away, TimeoutError)):
-                await asyncio.wait_for(call, 0.5)
+                async with asyncio.timeout(0.5):
+                    await call
         assert await other.tail(JOURNAL) == Tail(1, 2)
         assert await positions(other, 0, 2) == [1, 2]

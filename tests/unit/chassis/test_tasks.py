@@ -1,0 +1,59 @@
+"""Ending tasks that run beside others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from chassis import tasks
+
+
+async def deaf(times: int, heard: list[int]) -> None:
+    """Miss so many cancellations, as a library may."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            heard.append(len(heard))
+            if len(heard) > times:
+                raise
+
+
+async def test_a_task_that_misses_its_cancellation_is_told_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.001)
+    heard: list[int] = []
+    task = asyncio.create_task(deaf(2, heard))
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    assert task.cancelled()
+    assert heard == [0, 1, 2]
+
+
+async def test_what_a_task_raised_is_not_raised_where_it_is_ended() -> None:
+    async def fails() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("the disk is full")
+
+    task = asyncio.create_task(fails())
+    await asyncio.sleep(0)
+    await tasks.end(task)
+    assert isinstance(task.exception(), OSError)
+
+
+async def test_who_is_cancelled_while_he_ends_others_hears_of_it() -> None:
+    heard: list[int] = []
+    task = asyncio.create_task(deaf(1, heard))
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(tasks.end(task))
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait({ending})
+    assert ending.cancelled()
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait({task})
