@@ -252,7 +252,7 @@ def ending(work: Work, wanted: Wanted, replicas: Sequence[Replica], now: datetim
     deadline = expiry(wanted, replicas)
     if deadline is not None and deadline <= now:
         return Ending(api.CAUSE_MAX_DURATION, work_grace)
-    ended = [replica for replica in replicas if replica.released]
+    ended = [replica for replica in replicas if replica.released and not replica.scaled_in]
     if wanted.whole and any(not replica.succeeded for replica in ended):
         return Ending(api.CAUSE_PEER_LOST, work_grace)
     ends = wanted.workload.ends
@@ -292,12 +292,14 @@ def finish(
     """
     if work.finished or any(not replica.released for replica in replicas):
         return []
-    if not closed and (not work.accepted or len(replicas) < wanted.count or wanted.count == 0):
+    # Those that went because fewer were wanted say nothing about the others.
+    stayed = [replica for replica in replicas if not replica.scaled_in]
+    if not closed and (not work.accepted or len(stayed) < wanted.count or wanted.count == 0):
         return []
     said = wanted.workload
     outcome, cause = _outcome(work, wanted, replicas)
     failed = sorted(
-        (one for one in replicas if one.run >= 0 and not one.succeeded and not one.draining),
+        (one for one in stayed if one.run >= 0 and not one.succeeded and not one.draining),
         key=lambda one: (one.end or now, one.subject.rank),
     )
     return [
@@ -320,14 +322,18 @@ def _outcome(
     started = any(replica.run >= 0 for replica in replicas)
     if work.rejected:
         return api.OUTCOME_REJECTED, api.CAUSE_UNSPECIFIED
-    told = next((one.cause for one in replicas if one.draining), api.CAUSE_UNSPECIFIED)
+    stayed = [replica for replica in replicas if not replica.scaled_in]
+    told = next((one.cause for one in stayed if one.draining), api.CAUSE_UNSPECIFIED)
     if not started:
         return api.OUTCOME_NEVER_STARTED, wanted.cause or told
+    if not stayed:
+        # Nothing of it ran any more when it was told to end: by the scheduler, or by its time.
+        return api.OUTCOME_STOPPED, wanted.cause or api.CAUSE_MAX_DURATION
     if told in (api.CAUSE_UNSPECIFIED, api.CAUSE_PEER_LOST):
         # It ended by itself, whatever was said meanwhile.
-        if _succeeded(wanted, replicas):
+        if _succeeded(wanted, stayed):
             return api.OUTCOME_SUCCEEDED, api.CAUSE_UNSPECIFIED
-        gone = any(one.reason is not None and one.reason.code == "VANISHED" for one in replicas)
+        gone = any(one.reason is not None and one.reason.code == "VANISHED" for one in stayed)
         return (api.OUTCOME_LOST if gone else api.OUTCOME_FAILED), api.CAUSE_UNSPECIFIED
     match told:
         case api.CAUSE_PREEMPTION | api.CAUSE_PLACEMENT:

@@ -176,6 +176,11 @@ class Replica:
         return self.deadline is not None
 
     @property
+    def scaled_in(self) -> bool:
+        """Whether it is gone because fewer were wanted: its rank may be wanted again."""
+        return self.released and self.cause == api.CAUSE_SCALE_IN
+
+    @property
     def succeeded(self) -> bool:
         """Whether its last run ended with 0 and by no signal."""
         return self.end is not None and self.exit == 0 and self.signal == 0

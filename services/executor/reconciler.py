@@ -318,6 +318,7 @@ class Reconciler:
         elif not await self._apply(reign, wanted, work, now):
             return False
         else:
+            await self._clear(reign, wanted, replicas, listing)
             await self._drain(
                 reign,
                 aggregate.surplus(wanted, replicas),
@@ -379,6 +380,19 @@ class Reconciler:
             if said.deadline is not None and not said.released:
                 await self._cluster.drain(replica.uid, said.cause, said.deadline)
                 reign.drained.add(replica.uid)
+
+    async def _clear(
+        self, reign: Reign, wanted: Wanted, replicas: Iterable[Replica], listing: Listing
+    ) -> None:
+        """Let go of what went because fewer were wanted: its rank is free for another replica."""
+        there = {seen.uid for seen in listing.replicas}
+        for replica in replicas:
+            if replica.scaled_in and replica.uid in there:
+                await self._cluster.forget(replica.uid)
+                if replica.subject.rank < wanted.replicas.get(replica.subject.role, 0):
+                    # It is wanted again, and nothing was made in its place as long as it was there.
+                    reign.applied.pop(wanted.workload.uid, None)
+                    self._told.set()
 
     async def _relabel(
         self, reign: Reign, wanted: Wanted, replicas: Iterable[Replica], now: datetime

@@ -168,8 +168,8 @@ def work(
     )
 
 
-def admitted(said: workload.Workload) -> workload.WorkloadAdmitted:
-    return workload.WorkloadAdmitted(workload=said, cluster=CLUSTER, replicas={"": 1})
+def admitted(said: workload.Workload, replicas: int = 1) -> workload.WorkloadAdmitted:
+    return workload.WorkloadAdmitted(workload=said, cluster=CLUSTER, replicas={"": replicas})
 
 
 def python(script: str) -> tuple[str, ...]:
@@ -224,6 +224,34 @@ async def test_a_revocation_drains_and_nothing_is_left_of_it(stage: Stage) -> No
     names = await stage.names()
     assert names.index("ReplicaDraining") < names.index("ReplicaEnded")
     assert [one.state for one in await stage.replicas()] == [api.REPLICA_STATE_ENDED]
+
+
+async def test_a_rank_that_went_with_fewer_comes_again_with_more(stage: Stage) -> None:
+    said = work("sleep", "600")
+    said.groups[0].replicas = 2
+    await stage.say(admitted(said, 2))
+    await stage.stated("ReplicaStarted", 2)
+    await stage.say(admitted(said, 1))
+    (gone,) = await stage.stated("ReplicaReleased")
+    await stage.say(admitted(said, 2))
+    *_, again = await stage.stated("ReplicaStarted", 3)
+    assert again.stream != gone.stream
+    # Nothing is left of those that ran in the place of each other, and both are told of.
+    await stage.say(admitted(said, 0))
+    await stage.stated("ReplicaReleased", 3)
+    await stage.say(admitted(said, 1))
+    await stage.stated("ReplicaStarted", 4)
+    assert "WorkloadFinished" not in await stage.names()
+    await stage.say(
+        workload.WorkloadRevoked(
+            uid=said.uid, cause=workload.CAUSE_USER_STOP, grace=Duration(seconds=5), project="acme"
+        )
+    )
+    finished = (await stage.stated("WorkloadFinished"))[0].message
+    assert isinstance(finished, workload.WorkloadFinished)
+    assert finished.outcome == workload.OUTCOME_STOPPED
+    causes = [one.message.cause for one in await stage.stated("ReplicaDraining", 4)]  # type: ignore[union-attr]
+    assert causes == [*[workload.CAUSE_SCALE_IN] * 3, workload.CAUSE_USER_STOP]
 
 
 async def test_an_admission_and_its_revocation_that_arrive_together_start_nothing(

@@ -137,6 +137,28 @@ def test_a_service_without_replicas_stays_admitted() -> None:
     assert finished(none, drained(alive(), api.CAUSE_SCALE_IN)) is None
 
 
+def test_a_rank_that_went_because_fewer_were_wanted_says_nothing_about_the_others() -> None:
+    gone = drained(alive(), api.CAUSE_SCALE_IN)
+    one = wanted(work(api.Group(replicas=1, min_replicas=1)))
+    # It is wanted again, and the replica in its place is not there yet.
+    assert finished(one, gone) is None
+    said = finished(one, gone, ended(exit=0))
+    assert said is not None
+    assert (said.outcome, said.cause) == (api.OUTCOME_SUCCEEDED, api.CAUSE_UNSPECIFIED)
+    both = wanted(work(*PAIR))
+    assert (
+        aggregate.ending(ACCEPTED, both, [drained(alive(1), api.CAUSE_SCALE_IN), alive()], NOON)
+        is None
+    )
+
+
+def test_what_was_scaled_to_nothing_has_stopped_when_it_is_told_to_end() -> None:
+    none = replace(wanted(work()), replicas={"": 0}, cause=api.CAUSE_USER_STOP)
+    said = finished(none, drained(alive(), api.CAUSE_SCALE_IN), closed=True)
+    assert said is not None
+    assert (said.outcome, said.cause) == (api.OUTCOME_STOPPED, api.CAUSE_USER_STOP)
+
+
 # Who is told to end, and why.
 
 
