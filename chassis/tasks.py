@@ -1,12 +1,16 @@
-"""Ending tasks that run beside others."""
+"""Ending tasks that run beside others, and working in a thread beside them."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar
 
 # How long a task may take to end before it is told again.
 AGAIN_SECONDS: Final = 2.0
+
+Taken = ParamSpec("Taken")
+Found = TypeVar("Found")
 
 
 async def end(*tasks: asyncio.Future[Any]) -> None:
@@ -27,3 +31,19 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
         if not task.cancelled():
             # Looked at, so that nobody warns of it.
             task.exception()
+
+
+async def aside(work: Callable[Taken, Found], *args: Taken.args, **kwargs: Taken.kwargs) -> Found:
+    """
+    Do in a thread what takes long, so that leases are renewed and others served meanwhile.
+
+    Who is cancelled meanwhile goes on only when the thread has ended: whoever comes next has what
+    it worked on for himself.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            await asyncio.wait({working})
+        raise

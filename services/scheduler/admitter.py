@@ -25,13 +25,14 @@ from chassis.lease import Lease
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
-from chassis.tasks import end
+from chassis.tasks import aside, end
 from fermion.api.workload import v1 as workload
 from services.scheduler import admission, aggregate, books, explain, ledger, projection
 from services.scheduler.admission import Admit, Refuse, Release, Reserve
 from services.scheduler.demand import RESERVED
 from services.scheduler.ledger import Books
 from services.scheduler.placement import FOREVER
+from services.scheduler.state import State
 
 ADMITTED_MAX: Final = 500
 # So many are told another kind of reason a pass; with more that wait than these, once a second.
@@ -150,7 +151,8 @@ class Reign:
         # Who is refused is not in the state any more afterwards.
         refusals = {uid: state.works[uid].refusal for uid in state.refusable}
         orders: defaultdict[str, list[Order]] = defaultdict(list)
-        decisions = admission.admit(state, now, ADMITTED_MAX)
+        # With many that wait this takes long, and the lease has to be renewed meanwhile.
+        decisions = await aside(admission.admit, state, now, ADMITTED_MAX)
         for decision in decisions:
             orders[decision.uid].append(decision)
         admitted = sum(isinstance(decision, Admit) for decision in decisions)
@@ -158,7 +160,7 @@ class Reign:
         full = admitted >= ADMITTED_MAX
         if not full and now >= self._tell_time:
             self._tell_time = now + (TELL_MILLISECONDS if state.waiting > TOLD_MAX else 0)
-            for uid, why in explain.told(state, now, TOLD_MAX):
+            for uid, why in await aside(_told, state, now):
                 if uid not in orders:
                     orders[uid].append(Tell(uid, why))
         void = await self._state(orders, refusals) if orders else []
@@ -250,6 +252,10 @@ def facts_of(
             case _:
                 assert_never(order)
     return facts
+
+
+def _told(state: State, now: int) -> list[tuple[str, workload.Reason]]:
+    return list(explain.told(state, now, TOLD_MAX))
 
 
 def _about(uid: str, orders: Sequence[Order]) -> list[str]:

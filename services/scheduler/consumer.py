@@ -192,7 +192,7 @@ def _progress(
 ) -> Write:
     cluster = fact.journal.partition("/")[2]
     at = None if began is None else began.ToDatetime(tzinfo=UTC)
-    return Write("progress", f"progress {uid}", (uid, cluster, at, ended, fact.position))
+    return Write("note_progress", f"progress {uid}", (uid, cluster, at, ended, fact.position))
 
 
 def _store(

@@ -10,6 +10,7 @@ from chassis.commit import execute_writes
 from chassis.journal import Journal
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
+from chassis.tasks import aside
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from services.scheduler import aggregate, books, projection
@@ -131,14 +132,26 @@ class Books:
 
     async def _put(self, uids: Sequence[str] | None) -> None:
         """Put these workloads and volumes, or all, as the rows have them."""
-        stored = {row["volume"]: row for row in await self._fetch("stored_of", uids)}
-        progress = {row["workload"]: row for row in await self._fetch("progress_of", uids)}
+        stored = {row["volume"]: row for row in await self._some("stored", uids)}
+        progress = {row["workload"]: row for row in await self._some("progress", uids)}
         bound: defaultdict[str, list[Replica]] = defaultdict(list)
-        for row in await self._fetch("replicas", uids):
+        for row in await self._some("replicas", uids):
             replica = Replica(row["uid"], row["role"], row["node"], not row["unproven"])
             bound[row["workload"]].append(replica)
-        volumes = {row["uid"]: row for row in await self._fetch("volumes", uids)}
-        entries = {row["uid"]: row for row in await self._fetch("entries", uids)}
+        volumes = {row["uid"]: row for row in await self._some("volumes", uids)}
+        entries = {row["uid"]: row for row in await self._some("entries", uids)}
+        # Of many this takes long, and whoever holds a lease has to renew it meanwhile.
+        await aside(self._apply, uids, entries, volumes, progress, stored, bound)
+
+    def _apply(
+        self,
+        uids: Sequence[str] | None,
+        entries: Mapping[str, Record],
+        volumes: Mapping[str, Record],
+        progress: Mapping[str, Record],
+        stored: Mapping[str, Record],
+        bound: Mapping[str, Sequence[Replica]],
+    ) -> None:
         for uid, row in volumes.items():
             seen = stored.get(uid)
             volume = books.volume_of(
@@ -151,7 +164,7 @@ class Books:
             self.state.put_volume(volume)
         for uid, row in entries.items():
             self.versions[uid] = row["version"]
-            self.state.put(self._work(row, progress.get(uid), bound[uid]))
+            self.state.put(self._work(row, progress.get(uid), bound.get(uid, ())))
         gone = {*self.state.works, *self.state.volumes} if uids is None else set(uids)
         for uid in sorted(gone - entries.keys() - volumes.keys()):
             self.versions.pop(uid, None)
@@ -166,6 +179,11 @@ class Books:
             began=None if seen is None else seen["began"],
             ended=seen is not None and seen["ended"],
         )
+
+    async def _some(self, statement: str, uids: Sequence[str] | None) -> Sequence[Record]:
+        if uids is None:
+            return await self._fetch(f"all_{statement}")
+        return await self._fetch(statement, uids)
 
     async def _fetch(self, statement: str, *arguments: object) -> Sequence[Record]:
         return await self._database.fetch(self._queries[statement], *arguments)

@@ -95,7 +95,7 @@ DELETE FROM replica
    AND released
    AND NOT unproven;
 
--- progress: Know that something happened to a workload.
+-- note_progress: Know that something happened to a workload.
 INSERT INTO progress AS p (workload, cluster, began, ended, position)
 VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (workload) DO UPDATE
@@ -138,35 +138,54 @@ SELECT *
  WHERE owner = $1
  ORDER BY arrive_time DESC, uid;
 
--- entries: Everything that waits or is held; of some, where uids are given.
+-- entries: Some of what waits or is held, by their uids.
 SELECT *
   FROM entry
- WHERE $1::text[] IS NULL
-    OR uid = ANY ($1);
+ WHERE uid = ANY ($1::text[]);
 
--- volumes: Every volume; some, where uids are given.
+-- all_entries: Everything that waits or is held.
+SELECT *
+  FROM entry;
+
+-- volumes: Some volumes, by their uids.
 SELECT *
   FROM volume
- WHERE $1::text[] IS NULL
-    OR uid = ANY ($1);
+ WHERE uid = ANY ($1::text[]);
 
--- replicas: Replicas that are not known to be gone; of some workloads, where uids are given.
+-- all_volumes: Every volume.
+SELECT *
+  FROM volume;
+
+-- replicas: Replicas of some workloads that are not known to be gone.
 SELECT uid, workload, role, node, unproven
   FROM replica
- WHERE (unproven OR NOT released)
-   AND ($1::text[] IS NULL OR workload = ANY ($1));
+ WHERE workload = ANY ($1::text[])
+   AND (unproven OR NOT released);
 
--- progress_of: What happened to workloads that are in the books; to some, where uids are given.
+-- all_replicas: All replicas that are not known to be gone.
+SELECT uid, workload, role, node, unproven
+  FROM replica
+ WHERE unproven OR NOT released;
+
+-- progress: What happened to some workloads.
+SELECT workload, began, ended
+  FROM progress
+ WHERE workload = ANY ($1::text[]);
+
+-- all_progress: What happened to all workloads that are in the books.
 SELECT p.workload, p.began, p.ended
   FROM progress AS p
- WHERE CASE WHEN $1::text[] IS NULL THEN EXISTS (SELECT FROM entry AS e WHERE e.uid = p.workload)
-            ELSE p.workload = ANY ($1) END;
+  JOIN entry AS e ON e.uid = p.workload;
 
--- stored_of: What became of volumes that are in the books; of some, where uids are given.
+-- stored: What became of some volumes.
+SELECT volume, node, bound, gone
+  FROM stored
+ WHERE volume = ANY ($1::text[]);
+
+-- all_stored: What became of all volumes that are in the books.
 SELECT s.volume, s.node, s.bound, s.gone
   FROM stored AS s
- WHERE CASE WHEN $1::text[] IS NULL THEN EXISTS (SELECT FROM volume AS v WHERE v.uid = s.volume)
-            ELSE s.volume = ANY ($1) END;
+  JOIN volume AS v ON v.uid = s.volume;
 
 -- progressed: Workloads and volumes to which something happened in a cluster behind a position.
 SELECT workload AS uid

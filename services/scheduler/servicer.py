@@ -16,6 +16,7 @@ from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Missing
 from chassis.rpc import Context
+from chassis.tasks import aside
 from chassis.watch import Kind, watch
 from fermion.api.scheduler import v1 as api
 from fermion.api.scheduler.v1 import service_pb2_grpc
@@ -68,8 +69,9 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         if request.page_token:
             since, behind = PageToken.decode_time(request.page_token, request.parent)
         size = request.page_size or PAGE_SIZE
-        state = (await self._read()).state
-        places = self._line(state)
+        async with self._reading:
+            state = (await self._read()).state
+            places = await aside(self._line, state)
         rows = await self._database.fetch(
             self._queries["list_queue"],
             request.parent.removeprefix("projects/"),
@@ -97,13 +99,15 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         row = next((one for one in rows if one["waits"]), None)
         if row is None:
             raise _not_queued(request.owner)
-        state = (await self._read()).state
-        if row["uid"] not in state.works:
-            # It has left meanwhile.
-            raise _not_queued(request.owner)
-        now = books.milliseconds(self._clock.now())
-        told = _explain(state, row["uid"], projection.entry(row), now)
-        await _look_ahead(state.copy(), row["uid"], told, now)
+        entry, now = projection.entry(row), books.milliseconds(self._clock.now())
+        async with self._reading:
+            state = (await self._read()).state
+            if row["uid"] not in state.works:
+                # It has left meanwhile.
+                raise _not_queued(request.owner)
+            told = await aside(_explain, state, row["uid"], entry, now)
+            ahead = await aside(state.copy)
+        await _look_ahead(ahead, row["uid"], told, now)
         return api.ExplainWorkloadResponse(explanation=told)
 
     async def OutlookWorkload(
@@ -111,19 +115,20 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
     ) -> api.OutlookWorkloadResponse:
         """Let a pass look at a workload that nobody has declared."""
         now = self._clock.now()
-        found = await self._read()
         entry = _undeclared(request, now)
         assert entry.declared is not None
         uid = entry.declared.uid
-        state = found.state.copy()
-        work = books.work_of(entry, clusters=found.clusters)
+        async with self._reading:
+            found = await self._read()
+            work = books.work_of(entry, clusters=found.clusters)
+            state = await aside(found.state.copy)
         if work.refusal is not None:
-            told = api.Explanation(waiting=found.state.waiting)
+            told = api.Explanation(waiting=state.waiting)
             told.workload.reason.CopyFrom(work.refusal)
             return api.OutlookWorkloadResponse(explanation=told)
         state.put(work)
         at = books.milliseconds(now)
-        told = _explain(state, uid, entry, at)
+        told = await aside(_explain, state, uid, entry, at)
         await _look_ahead(state, uid, told, at)
         if told.HasField("latest_start_time") and told.latest_start_time.ToMilliseconds() <= at:
             # It would be admitted at once, so that it would wait for nothing.
@@ -158,13 +163,9 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         self, request: api.ListHoldingsRequest, context: Context
     ) -> api.ListHoldingsResponse:
         """Sum what is held now, beside what may be."""
-        project = request.parent.removeprefix("projects/")
-        state = (await self._read()).state
-        held = [work for work in state.works.values() if work.project == project and work.held]
-        stored = [one for one in state.volumes.values() if one.project == project and one.cluster]
-        users = sorted({one.user for one in held} | {one.user for one in stored})
-        scopes = [quota.PROJECTS + project, *(quota.USERS + user for user in users)]
-        return api.ListHoldingsResponse(holdings=[_holding(state, scope) for scope in scopes])
+        async with self._reading:
+            state = (await self._read()).state
+            return _holdings(state, request.parent.removeprefix("projects/"))
 
     def _line(self, state: State) -> Mapping[str, int]:
         """The place of each that waits."""
@@ -176,16 +177,15 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         return self._places
 
     async def _read(self) -> Books:
-        """Everything as the rows have it now; to be used up before anything is waited for."""
-        async with self._reading:
-            found, self._books = self._books, None
-            if found is None:
-                found = Books(self._journal, self._database, self._queries)
-                await found.load()
-            else:
-                await found.follow()
-            self._books = found
-            return found
+        """Everything as the rows have it now; used by one at a time, who holds `_reading`."""
+        found, self._books = self._books, None
+        if found is None:
+            found = Books(self._journal, self._database, self._queries)
+            await found.load()
+        else:
+            await found.follow()
+        self._books = found
+        return found
 
     async def _current(self, uids: Sequence[str]) -> Mapping[str, api.QueuedWorkload]:
         rows = await self._database.fetch(self._queries["find_queued"], list(uids))
@@ -226,7 +226,7 @@ def _explain(state: State, uid: str, entry: Entry, now: int) -> api.Explanation:
 
 async def _look_ahead(state: State, uid: str, told: api.Explanation, now: int) -> None:
     """Run admission forward, beside the loop that serves others; the state is used up."""
-    latest = await asyncio.to_thread(outlook.latest_start, state, uid, now)
+    latest = await aside(outlook.latest_start, state, uid, now)
     if latest is not None:
         told.latest_start_time.FromMilliseconds(latest)
 
@@ -265,6 +265,17 @@ def _shown(rows: Sequence[Record]) -> dict[str, api.QueuedWorkload]:
 def _touched(fact: Recorded) -> str | None:
     kind, _, uid = fact.stream.partition("/")
     return uid if kind == "workload" else None
+
+
+def _holdings(state: State, project: str) -> api.ListHoldingsResponse:
+    """The project, and each user who holds something in it."""
+    held = [one.user for one in state.works.values() if one.project == project and one.held]
+    stored = [one.user for one in state.volumes.values() if one.project == project and one.cluster]
+    scopes = [
+        quota.PROJECTS + project,
+        *(quota.USERS + user for user in sorted({*held, *stored})),
+    ]
+    return api.ListHoldingsResponse(holdings=[_holding(state, scope) for scope in scopes])
 
 
 def _holding(state: State, scope: str) -> api.Holding:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.scheduler import holds, quota
 from services.scheduler.demand import (
+    RESERVED,
     Line,
     Request,
     Volume,
@@ -48,6 +49,13 @@ class Miss:
 
     shorts: tuple[Short, ...] = ()
     partly: bool = False
+
+
+def _only_told(before: Work, after: Work) -> bool:
+    """Whether nothing but the reason is other than before, and nobody keeps anything by it."""
+    if RESERVED in (before.said, after.said):
+        return False
+    return replace(before, said=after.said, said_time=after.said_time) == after
 
 
 class State:
@@ -97,6 +105,9 @@ class State:
         """Have a workload as it is now."""
         before = self.works.get(work.uid)
         if before == work:
+            return
+        if before is not None and _only_told(before, work):
+            self.works[work.uid] = work
             return
         self.version += 1
         self._leave(work.uid)

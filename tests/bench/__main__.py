@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from tests.bench import admit, append, call, relay, start
+from tests.bench import admission, append, call, relay, start
 from tests.bench.row import Row
 from tests.servers import SERVICES, NatsServer
 
@@ -26,7 +26,6 @@ def main() -> int:
             broker.wait_ready()
             rows = asyncio.run(measure(server, broker, Path(folder) / "home"))
             rows += start.rounds(Path(folder) / "start")
-            rows += admit.rounds(Path(folder) / "admit")
         finally:
             broker.stop()
             server.stop()
@@ -37,12 +36,14 @@ def main() -> int:
 
 async def measure(server: Postgres, broker: Nats, home: Path) -> list[Row]:
     """Run every measurement on a database of its own."""
-    for name in ("bench_append", "bench_call", "bench_relay"):
+    queues = ("bench_bundles", "bench_own")
+    for name in ("bench_append", "bench_call", "bench_relay", *queues):
         await create_database(server.dsn_of("postgres"), name)
     return [
         *await append.rounds(server.dsn_of("bench_append")),
         *await call.rounds(server.dsn_of("bench_call"), NatsServer(broker.url, broker.keys), home),
         *await relay.rounds(server.dsn_of("bench_relay"), broker.url, broker.keys),
+        *await admission.rounds([server.dsn_of(name) for name in queues]),
     ]
 
 

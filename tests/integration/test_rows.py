@@ -204,7 +204,7 @@ def test_a_row_of_the_books_is_what_its_facts_fold_to(
     queue_table: Rows, decisions: list[Decide]
 ) -> None:
     records = told(*decisions).records
-    rows = queue_table.after(writes_of(queue_rows.project, records), "entries", None)
+    rows = queue_table.after(writes_of(queue_rows.project, records), "all_entries")
     entry = scheduler.fold(records)
     there = entry.declared is not None and not entry.refused and not entry.released
     assert [queue_rows.entry(row) for row in rows] == ([entry] if there else [])
@@ -219,7 +219,7 @@ def test_a_volumes_row_of_the_books_is_what_its_facts_fold_to(
     queue_table: Rows, decisions: list[DecideVolume]
 ) -> None:
     records = told_of_volume(*decisions).records
-    rows = queue_table.after(writes_of(queue_rows.project, records), "volumes", None)
+    rows = queue_table.after(writes_of(queue_rows.project, records), "all_volumes")
     volume = scheduler.fold_volume(records)
     there = volume.declared is not None and not volume.refused and not volume.released
     assert [queue_rows.volume(row) for row in rows] == ([volume] if there else [])

@@ -1,8 +1,9 @@
-"""Ending tasks that run beside others."""
+"""Ending tasks that run beside others, and threads beside them."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -57,3 +58,34 @@ async def test_who_is_cancelled_while_he_ends_others_hears_of_it() -> None:
     assert not task.done()
     task.cancel()
     await asyncio.wait({task})
+
+
+async def test_who_is_cancelled_goes_on_only_when_his_thread_has_ended() -> None:
+    goes_on = threading.Event()
+    done: list[str] = []
+
+    def work() -> None:
+        goes_on.wait(10)
+        done.append("worked")
+
+    async def caller() -> None:
+        try:
+            await tasks.aside(work)
+        finally:
+            done.append("went on")
+
+    task = asyncio.create_task(caller())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task}, timeout=0.01)
+    assert not task.done()
+    goes_on.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert done == ["worked", "went on"]
+
+
+async def test_a_thread_answers_and_raises_to_its_caller() -> None:
+    assert await tasks.aside(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await tasks.aside(divmod, 7, 0)

@@ -157,11 +157,11 @@ def test_starts_and_ends_are_what_happened_to_a_workload() -> None:
     started = workload.ReplicaStarted(uid="rep_1", subject=workload.Subject(workload="wkl_1"))
     started.witness.occurred_time.FromDatetime(NOON + timedelta(seconds=1))
     assert folded(started) == [
-        ("progress", ("wkl_1", CLUSTER, NOON + timedelta(seconds=1), False, 7))
+        ("note_progress", ("wkl_1", CLUSTER, NOON + timedelta(seconds=1), False, 7))
     ]
     assert folded(workload.WorkloadFinished(uid="wkl_1")) == [
         ("forget_replicas", ("wkl_1",)),
-        ("progress", ("wkl_1", CLUSTER, None, True, 7)),
+        ("note_progress", ("wkl_1", CLUSTER, None, True, 7)),
     ]
 
 
