@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.billing import v1 as api
 from fermion.api.workload import v1 as workload
-from fermion.cli import money, show
+from fermion.cli import facts, money, show
 from fermion.cli.show import Column
 
 STATES: Final[Mapping[int, str]] = {
@@ -189,8 +189,8 @@ def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:
     for fact in one.evidence:
         known = EVIDENCE.get(fact.evidence)
         yield (
-            f"    {fact.type}  {show.when(fact.occurred_time)}  {fact.journal}:{fact.position}"
-            + (f"  {known}" if known else "")
+            f"    {fact.type}  {show.when(fact.occurred_time)}  "
+            f"{facts.short(fact.journal)}:{fact.position}" + (f"  {known}" if known else "")
         )
 
 

@@ -98,8 +98,8 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     meta = fact.meta
     uid = fact.stream.split("/", 1)[-1]
     subject = names.get(uid, uid)
-    journal = fact.journal if wide else _cut(fact.journal)
-    of = meta.cause_journal if wide else _cut(meta.cause_journal)
+    journal = fact.journal if wide else short(fact.journal)
+    of = meta.cause_journal if wide else short(meta.cause_journal)
     # What a service does by itself has neither.
     asked = f"request {meta.request_id}" if wide else "a request"
     cause = f"{of}:{meta.cause_position}" if of else asked if meta.request_id else "-"
@@ -114,7 +114,7 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     )
 
 
-def _cut(journal: str) -> str:
+def short(journal: str) -> str:
     """A journal's name; on a terminal the uid of a cluster in it is cut short."""
     if not sys.stdout.isatty():
         return journal
