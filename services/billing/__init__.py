@@ -1,0 +1,1 @@
+"""Billing: prices, the metering fold, and bills that explain themselves."""
