@@ -1,1 +1,1 @@
-"""Billing: prices, the metering fold, and bills that explain themselves."""
+"""The bill: what ran, what it costs by which prices, and why."""
