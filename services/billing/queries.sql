@@ -205,10 +205,11 @@ VALUES ($1, $2, false, true, $3)
     ON CONFLICT (workload) DO UPDATE
    SET settled = true, nanos = $3;
 
--- price_books: Every price book up to a number, oldest first.
+-- price_books: Price books behind a number and up to another, oldest first.
 SELECT number, body
   FROM price_book
- WHERE number <= $1
+ WHERE number > $1
+   AND number <= $2
  ORDER BY number;
 
 -- list_price_books: Price books before a number, newest first.
@@ -225,11 +226,13 @@ SELECT c.uid, c.through_ms, c.proved_ms, c.retired, k.epoch, k.position
  WHERE c.enrolled
  ORDER BY c.uid;
 
--- disputed: Streams of a project, or of all, with facts that could not be used.
-SELECT DISTINCT stream
+-- disputed: The first fact of each that could not be used, of a project or of all.
+SELECT stream, min(position) AS position
   FROM parked
  WHERE reader = $1
    AND ($2::text IS NULL OR project = $2)
+   AND (stream LIKE 'replica/%' OR stream LIKE 'volume/%')
+ GROUP BY stream
  ORDER BY stream;
 
 -- usage: Sum what was metered, by the keys asked for.
@@ -277,66 +280,52 @@ SELECT m.*
   FROM metered($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS m
  ORDER BY m.start_ms, m.uid, m.run, m.end_ms;
 
--- bounds: The facts behind what an owner's replicas and volumes did.
-SELECT r.uid, r.cluster, -1 AS run, 'ReplicaScheduled' AS type, r.scheduled_ms AS at,
-       r.scheduled_position AS position, r.scheduled_evidence AS evidence
-  FROM replica AS r
- WHERE r.owner = $1 AND r.scheduled_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, -1, 'ReplicaDraining', r.drain_ms, r.drain_position, r.drain_evidence
-  FROM replica AS r
- WHERE r.owner = $1 AND r.drain_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, -1, 'ReplicaReleased', r.released_ms, r.released_position,
-       r.released_evidence
-  FROM replica AS r
- WHERE r.owner = $1 AND r.released_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, u.run, 'ReplicaStarted', u.start_ms, u.start_position, u.start_evidence
-  FROM replica AS r
-  JOIN run AS u ON u.replica = r.uid
- WHERE r.owner = $1 AND u.start_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, u.run, 'ReplicaEnded', u.end_ms, u.end_position, u.end_evidence
-  FROM replica AS r
-  JOIN run AS u ON u.replica = r.uid
- WHERE r.owner = $1 AND u.end_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, -1, 'ReplicaLost', g.lost_ms, g.lost_position, g.lost_evidence
-  FROM replica AS r
-  JOIN gap AS g ON g.replica = r.uid
- WHERE r.owner = $1 AND g.lost_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, -1, 'ReplicaFound', g.found_ms, g.found_position, g.found_evidence
-  FROM replica AS r
-  JOIN gap AS g ON g.replica = r.uid
- WHERE r.owner = $1 AND g.found_ms IS NOT NULL
- UNION ALL
-SELECT r.uid, r.cluster, -1, CASE WHEN c.resized THEN 'ReplicaResized' ELSE 'ReplicaRelabelled' END,
-       c.at_ms, c.position, c.evidence
-  FROM replica AS r
-  JOIN change AS c ON c.replica = r.uid
+-- replicas_of: All replicas of an owner, in the order of their beginning.
+SELECT *
+  FROM replica
+ WHERE owner = $1
+ ORDER BY subject_position, uid;
+
+-- volumes_of: All volumes of an owner, in the order of their beginning.
+SELECT *
+  FROM volume
+ WHERE owner = $1
+ ORDER BY bound_position, uid;
+
+-- runs_of: All runs of an owner's replicas.
+SELECT s.*
+  FROM run AS s
+  JOIN replica AS r ON r.uid = s.replica
  WHERE r.owner = $1
- UNION ALL
-SELECT r.uid, r.cluster, c.run, 'ReplicaRunCorrected', coalesce(c.end_ms, c.start_ms, c.at_ms),
-       c.position, c.evidence
-  FROM replica AS r
-  JOIN correction AS c ON c.replica = r.uid
+ ORDER BY s.run;
+
+-- gaps_of: All losses of an owner's replicas.
+SELECT s.*
+  FROM gap AS s
+  JOIN replica AS r ON r.uid = s.replica
  WHERE r.owner = $1
- UNION ALL
-SELECT r.uid, r.cluster, m.from_run, 'ReplicaRunMissed', m.from_ms, m.position, m.evidence
-  FROM replica AS r
-  JOIN missed AS m ON m.replica = r.uid
+ ORDER BY s.n;
+
+-- changes_of: All changes of an owner's replicas.
+SELECT s.*
+  FROM change AS s
+  JOIN replica AS r ON r.uid = s.replica
  WHERE r.owner = $1
- UNION ALL
-SELECT v.uid, v.cluster, -1, 'VolumeBound', v.bound_ms, v.bound_position, v.bound_evidence
-  FROM volume AS v
- WHERE v.owner = $1 AND v.bound_ms IS NOT NULL
- UNION ALL
-SELECT v.uid, v.cluster, -1, 'VolumeDeleted', v.deleted_ms, v.deleted_position, v.deleted_evidence
-  FROM volume AS v
- WHERE v.owner = $1 AND v.deleted_ms IS NOT NULL
- ORDER BY 6;
+ ORDER BY s.n;
+
+-- corrections_of: All corrections of an owner's replicas.
+SELECT s.*
+  FROM correction AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.n;
+
+-- missed_of: All runs that were missed of an owner's replicas.
+SELECT s.*
+  FROM missed AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.from_run;
 
 -- limited: Workloads that may still reach what they may cost.
 SELECT DISTINCT r.workload, r.project, r.limit_nanos, r.limit_currency
