@@ -195,6 +195,19 @@ class Accounts:
             if one.cluster in positions
         ]
 
+    async def limited(self) -> Sequence[Record]:
+        """Workloads that may still reach what they may cost."""
+        return await self._fetch("limited")
+
+    async def unsettled(self, most: int) -> Sequence[Record]:
+        """Workloads that are over, all said, and not settled yet."""
+        return await self._fetch("unsettled", most)
+
+    async def price_books(self, numbers: Sequence[int]) -> Sequence[api.PriceBook]:
+        """Whole price books, by number."""
+        rows = await self._fetch("price_books", 0, ALL_BOOKS)
+        return [api.PriceBook.FromString(row["body"]) for row in rows if row["number"] in numbers]
+
     async def _read_books(self, last: int) -> tuple[Book, ...]:
         # A book is never changed: what is known is read no more.
         rows = await self._fetch("price_books", len(self._books), last)

@@ -212,6 +212,13 @@ SELECT number, body
    AND number <= $2
  ORDER BY number;
 
+-- in_force: Number of the price book of a moment.
+SELECT number
+  FROM price_book
+ WHERE effective_ms <= $1
+ ORDER BY number DESC
+ LIMIT 1;
+
 -- list_price_books: Price books before a number, newest first.
 SELECT number, body
   FROM price_book

@@ -269,20 +269,30 @@ def _line(
     )
 
 
-def _rounded(exactly: Sequence[Line]) -> tuple[Line, ...]:
-    """Round each, and let those that were rounded furthest away from the exact sum give way."""
-    each = [half_even(line.numerator, DENOMINATOR) for line in exactly]
-    missing = half_even(sum(line.numerator for line in exactly), DENOMINATOR) - sum(each)
+def shares(numerators: Sequence[int], names: Sequence[str]) -> list[int]:
+    """
+    Round each, half to even, so that they sum to their exact sum rounded.
+
+    Those that were rounded furthest away from the exact sum give way; of equal ones the first by name.
+    """
+    each = [half_even(numerator, DENOMINATOR) for numerator in numerators]
+    missing = half_even(sum(numerators), DENOMINATOR) - sum(each)
     step = 1 if missing > 0 else -1
 
     def lacks(place: int) -> tuple[int, str]:
-        short = exactly[place].numerator - each[place] * DENOMINATOR
-        return -step * short, exactly[place].id
+        short = numerators[place] - each[place] * DENOMINATOR
+        return -step * short, names[place]
 
     for place in sorted(range(len(each)), key=lacks)[: abs(missing)]:
         each[place] += step
+    return each
+
+
+def _rounded(exactly: Sequence[Line]) -> tuple[Line, ...]:
+    """Round each, so that together they are their exact sum rounded."""
+    amounts = shares([line.numerator for line in exactly], [line.id for line in exactly])
     return tuple(
-        replace(line, amount_nanos=amount) for line, amount in zip(exactly, each, strict=True)
+        replace(line, amount_nanos=amount) for line, amount in zip(exactly, amounts, strict=True)
     )
 
 

@@ -28,7 +28,7 @@ from services.billing.aggregate import Prices
 from services.billing.book import Book
 from services.billing.config import Settings
 from services.billing.metering import Segment, Sku
-from services.billing.rating import DENOMINATOR, Key, Quantity
+from services.billing.rating import Key, Quantity
 
 PAGE_SIZE: Final = 100
 # A watch that has nothing new to tell tells how old it is all the same.
@@ -489,7 +489,8 @@ def _costs_of(
     """Round: the parts sum to the whole rounded, for each column by itself."""
     keys = sorted(exact)
     columns = [
-        rating.shares([exact[key][column] for key in keys], DENOMINATOR) for column in range(3)
+        rating.shares([exact[key][column] for key in keys], [str(key) for key in keys])
+        for column in range(3)
     ]
     return {
         key: api.Cost(settled_nanos=settled, accruing_nanos=accruing, rate_nanos=rate)
