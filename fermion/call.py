@@ -36,7 +36,7 @@ CHANNEL_OPTIONS: Final = (
 # What asks without changing anything is always safe to ask again.
 _READS: Final = (
     *("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit"),
-    *("Explain", "Outlook"),
+    *("Explain", "Outlook", "Estimate"),
 )
 # The call may have happened, or may not; with a request_id, asking again is the same request.
 _UNCLEAR: Final = (

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from fermion.billing import Costs, Prices
 from fermion.call import CHANNEL_OPTIONS, Attempts, Place, let_in
 from fermion.context import TIMEOUT_SECONDS, Positions, checked_timeout, resolve
 from fermion.executor import Runtime
@@ -165,6 +166,8 @@ class Client:
         self.quotas = Quotas(self.line("projects"))
         self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
+        self.costs = Costs(self.line("billing"))
+        self.prices = Prices(self.line("billing"))
         self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)
 

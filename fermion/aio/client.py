@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from fermion.aio.billing import Costs, Prices
 from fermion.aio.executor import Runtime
 from fermion.aio.instances import Instances
 from fermion.aio.journals import Journals
@@ -168,6 +169,8 @@ class AsyncClient:
         self.quotas = Quotas(self.line("projects"))
         self.clusters = Clusters(self.line("projects"))
         self.queue = Queue(self.line("scheduler"))
+        self.costs = Costs(self.line("billing"))
+        self.prices = Prices(self.line("billing"))
         self.runtime = Runtime(self.line("executor"))
         self.journals = Journals(self.line)
 

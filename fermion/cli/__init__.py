@@ -37,6 +37,8 @@ COMMANDS = (
     ("quotas", "fermion.cli.quotas:app", "How much projects and users may hold at a time."),
     ("clusters", "fermion.cli.clusters:app", "Clusters on which work may run."),
     ("queue", "fermion.cli.queue:app", "What waits for admission, and why."),
+    ("cost", "fermion.cli.cost:app", "What things have cost, and why."),
+    ("prices", "fermion.cli.prices:app", "Prices, and what costs money."),
     ("events", "fermion.cli.events:app", "What happened, who caused it, and why."),
     ("audit", "fermion.cli.operate:audit", "Count log, stream and readers against each other."),
     ("journal", "fermion.cli.operate:journal", "Journals: rebuild, parked facts, readers."),

@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fermion.api.billing.v1 import events_pb2 as billing_events
 from fermion.api.instances.v1 import events_pb2 as instance_events
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import events_pb2 as journal_events
@@ -20,7 +21,7 @@ from fermion.cli import show
 from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
-KNOWN = (instance_events, journal_events, project_events, workload_events)
+KNOWN = (billing_events, instance_events, journal_events, project_events, workload_events)
 # Numbers that say something also where they are 0; an exit code none where a signal ended it.
 _EXITS = frozenset({"exit", "exit_code"})
 _ZEROS = _EXITS | {"run"}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
-from fermion.cli import near, read, runtime, show, top
+from fermion.cli import cost, near, read, runtime, show, text, top
 from fermion.cli.options import Etag, InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
-from fermion.errors import InvalidArgument
+from fermion.errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
     from fermion.client import Client
@@ -21,6 +23,8 @@ app = App(name="instances", help="Development environments.")
 for _look in (runtime.logs, runtime.exec_, runtime.shell, runtime.open_, top.top):
     app.command(_look, name=_look.__name__.rstrip("_"))
 
+# What was asked for is done; what it has cost is not waited for any longer.
+COST_SECONDS = 3.0
 KindName = Literal["notebook", "training", "inference", "custom"]
 StateName = Literal["pending", "starting", "running", "stopping", "stopped", "failed"]
 KINDS: dict[str, api.Kind.ValueType] = {
@@ -245,8 +249,16 @@ def stop(
     wait_timeout: WaitTimeout = "10m",
     options: Options = Options(),
 ) -> None:
-    """Ask for a stop; name and files are kept, and it costs nothing."""
-    _verb(lambda client, full: client.instances.stop(full, etag), name, wait, wait_timeout, options)
+    """
+    Ask for a stop; name and files are kept, and it costs nothing.
+
+    With --wait stopped it ends with what the instance has cost since it was created.
+    """
+    made = _verb(
+        lambda client, full: client.instances.stop(full, etag), name, wait, wait_timeout, options
+    )
+    if wait == "stopped":
+        _tell_cost(made, options)
 
 
 @app.command
@@ -267,10 +279,11 @@ def restart(
 
 @app.command
 def delete(name: InstanceName, /, *, etag: Etag = "", options: Options = Options()) -> None:
-    """Ask for its deletion, files and all; one that lives is stopped first."""
+    """Ask for its deletion, files and all; one that lives is stopped first. Tells what it has cost."""
     with options.client() as client:
         made = client.instances.delete(options.instance_of(client, name)[2], etag)
         show.one(made, options.output, lambda: _text(made))
+    _tell_cost(made, options)
 
 
 def _verb(
@@ -279,10 +292,10 @@ def _verb(
     wait: StateName | None,
     wait_timeout: str,
     options: Options,
-) -> None:
+) -> api.Instance:
     with options.client() as client:
         full = options.instance_of(client, name)[2]
-        _answer(client, act(client, full), full, wait, wait_timeout, options)
+        return _answer(client, act(client, full), full, wait, wait_timeout, options)
 
 
 def _answer(
@@ -292,14 +305,31 @@ def _answer(
     wait: StateName | None,
     wait_timeout: str,
     options: Options,
-) -> None:
-    """Print what came of a call, once it is in the state that is waited for."""
+) -> api.Instance:
+    """Print what came of a call, once it is in the state that is waited for, and answer it."""
     if wait is not None:
         seconds = read.duration("--wait-timeout", wait_timeout).total_seconds()
         if options.output in ("table", "wide"):
             note(f"{_text(made)}; waiting until it is {wait}")
         made = client.instances.wait(full, api.State.Value(f"STATE_{wait.upper()}"), seconds)
     show.one(made, options.output, lambda: _text(made))
+    return made
+
+
+def _tell_cost(instance: api.Instance, options: Options) -> None:
+    """Tell people what an instance has cost since it was created; where nobody can, that."""
+    if options.output not in ("table", "wide"):
+        return
+    born = instance.create_time
+    since = born.ToDatetime(tzinfo=UTC) if instance.HasField("create_time") else None
+    project = instance.name.split("/")[1]
+    try:
+        with replace(options, timeout=min(options.timeout, COST_SECONDS)).client() as hurried:
+            said = cost.last(hurried, project, instance.name, since)
+    except Error as error:
+        note(f"What it has cost is not told: {error.message}")
+        return
+    print(text.line(f"{show.short(instance.name)}  {said}"))
 
 
 def _text(instance: api.Instance) -> str:

@@ -43,6 +43,7 @@ _COUNT = re.compile(r"\d{1,15}", re.ASCII)
 _MOST = 2**63 - 1
 _MILLI = re.compile(rf"({_NUMBER})(m?)", re.ASCII)
 _DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)", re.ASCII)
+_MONTH = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
 _PORTS = {
     "": workload.Port.PROTOCOL_HTTP,
     "http": workload.Port.PROTOCOL_HTTP,
@@ -167,14 +168,32 @@ def moment(option: str, text: str) -> datetime:
         raise wrong(option, text, "is before all time", "Write it like 10m.") from error
 
 
-def message(file: Path, empty: Read, example: str) -> Read:
+def message(file: Path, empty: Read, example: str, option: str = "--file") -> Read:
     """A message from YAML or JSON; `-` is stdin. `example` is a command that prints one."""
     kind = empty.DESCRIPTOR.name
+    text = content(file, example, option)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
         return json_format.ParseDict(yaml.safe_load(text) or {}, empty)
-    except OSError as error:
-        raise wrong("--file", str(file), f"cannot be read ({error.strerror})", example) from error
     except (ValueError, yaml.YAMLError, json_format.ParseError, AttributeError, TypeError) as error:
         said = " ".join(str(error).split())
-        raise wrong("--file", str(file), f"is no {kind} ({said})", example) from error
+        raise wrong(option, str(file), f"is no {kind} ({said})", example) from error
+
+
+def content(file: Path, example: str, option: str = "--file") -> str:
+    """The text of a file; `-` is stdin. `example` is a command that prints one."""
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise wrong(option, str(file), f"cannot be read ({error.strerror})", example) from error
+    except UnicodeDecodeError as error:
+        raise wrong(option, str(file), "is no text", example) from error
+
+
+def month(option: str, text: str) -> tuple[datetime, datetime]:
+    """`2026-11` as its beginning and its end, as UTC has them."""
+    found = _MONTH.fullmatch(text)
+    if found is None or not 1 <= int(found[2]) <= 12 or not 1970 <= int(found[1]) < 9999:
+        raise wrong(option, text, "is no month", f"Write it like {option} 2026-11.")
+    year, number = int(found[1]), int(found[2])
+    following = (year, number + 1) if number < 12 else (year + 1, 1)
+    return datetime(year, number, 1, tzinfo=UTC), datetime(*following, 1, tzinfo=UTC)

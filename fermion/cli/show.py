@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 Shown = TypeVar("Shown", bound=Message)
 
 # What an answer without a `name` is called by.
-_NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service")
+_NAMES = ("name", "uid", "kid", "journal", "workload_uid", "service", "version", "price_version")
 # Reasons as people say them, where no number belongs to them; see `sentence` for the others.
 _SENTENCES = {
     "NO_CLUSTER": "no cluster is enrolled",

@@ -145,15 +145,21 @@ class Screen:
         """Give the cursor back, below what was drawn last."""
         print("\x1b[?25h", end="", flush=True)
 
-    def draw(self, titles: Sequence[Title], rows: Rows, whole: bool = False) -> None:
-        """Draw a table in the place of the last one; rows below the screen's end are counted."""
+    def draw(
+        self, titles: Sequence[Title], rows: Rows, whole: bool = False, below: Sequence[str] = ()
+    ) -> None:
+        """
+        Draw a table in the place of the last one, and lines below it.
+
+        Rows below the screen's end are counted.
+        """
         size = shutil.get_terminal_size()
         head, *body = drawn(titles, rows, None if whole else size.columns)
-        room = max(1, size.lines - 3)
+        room = max(1, size.lines - 3 - len(below))
         if len(body) > room:
             body = [*body[: room - 1], f"{CUT} and {len(body) - room + 1} more"]
         # A line that is longer than the screen is wide would be two, and not be counted so.
-        lines = [cropped(line, size.columns) for line in (head, *body)]
+        lines = [cropped(line, size.columns) for line in (head, *body, *map(text.line, below))]
         back = f"\x1b[{self._lines}F" if self._lines else ""
         print(f"{back}\x1b[J" + "\n".join((_bold(lines[0]), *lines[1:])), flush=True)
         self._lines = len(lines)

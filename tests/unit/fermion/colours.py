@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 CLIENT: Final = Path(__file__).parents[3] / "fermion"
-FACES: Final = ("instances", "projects", "scheduler", "executor", "journals")
+FACES: Final = ("instances", "projects", "scheduler", "executor", "billing", "journals")
 RULES: Final = (
     (r"fermion\.aio\.", "fermion."),
     (r"\bAsyncLine\b", "Line"),

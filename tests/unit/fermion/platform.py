@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from fermion.api.billing.v1 import service_pb2_grpc as billing_grpc
 from fermion.api.executor.v1 import service_pb2_grpc as executor_grpc
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1 import service_pb2_grpc as instances_grpc
@@ -22,6 +23,7 @@ from fermion.api.journal.v1 import service_pb2_grpc as journal_grpc
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import service_pb2_grpc as projects_grpc
 from fermion.api.scheduler.v1 import service_pb2_grpc as scheduler_grpc
+from tests.unit.fermion.billing import Billed, Costs, Prices
 from tests.unit.fermion.queue import Queue, Waiting
 from tests.unit.fermion.runtime import Running, Runtime
 
@@ -57,6 +59,7 @@ class Platform:
     # Those that it holds beside one, b/0, that has a reader.
     journals: Sequence[str] = ("executor/" + "k" * 26, "scheduler/0", "instances/0", "projects/0")
     waiting: Waiting = field(default_factory=Waiting)
+    billed: Billed = field(default_factory=Billed)
     # Of all journals, in the order in which they were recorded.
     facts: list[journal.Record] = field(default_factory=list)
 
@@ -438,6 +441,8 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Iterator[Plat
     absent = refuse(code_pb2.NOT_FOUND, "NOT_QUEUED", "Nothing of it waits in the queue.")
     queue = Queue(found.take, absent, found.waiting)
     scheduler_grpc.add_QueueServiceServicer_to_server(queue, server)
+    billing_grpc.add_CostServiceServicer_to_server(Costs(found.take, found.billed), server)
+    billing_grpc.add_PriceServiceServicer_to_server(Prices(found.take, found.billed), server)
     runtime = Runtime(found.take, later("SHUTTING_DOWN"), found.running)
     executor_grpc.add_RuntimeServiceServicer_to_server(runtime, server)
     found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
