@@ -413,7 +413,9 @@ class Reader:
             why, back = None, 0
             if self._folder is not None:
                 _log.warning("%s folds %s anew: %s", self.name, self.feed.journal, new)
-                await execute_writes(connection, self._queries, self._folder.clear(self.feed.journal))
+                await execute_writes(
+                    connection, self._queries, self._folder.clear(self.feed.journal)
+                )
             else:
                 why = (
                     f"{self.feed.journal} was restored to before {new.first} (epoch {new.epoch}), "

@@ -6,25 +6,36 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Final
 
-from chassis.clock import milliseconds
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from chassis.refusals import Invalid, Unavailable, Violation
 from fermion.api.billing import v1 as api
+from fermion.api.workload import v1 as workload
 from services.billing import book, metering
 from services.billing.book import Book
 from services.billing.consumer import METERED
-from services.billing.metering import Change, Correction, Drain, Gap, Missed, Moment, Run, Sku, Subject
+from services.billing.metering import (
+    HOUR_MS,
+    Change,
+    Correction,
+    Drain,
+    Gap,
+    Missed,
+    Moment,
+    Run,
+    Sku,
+    Subject,
+)
+from services.billing.rating import Key, Quantity
 
 # Of the arithmetic: a statement says by which one it was computed.
 ALGORITHM: Final = 1
-# Hours are where segments are cut; days are enough where only days are told apart.
-HOUR_MS: Final = 3_600_000
+# Where only days are told apart, days are where time is cut.
 DAY_MS: Final = 86_400_000
 ALL_BOOKS: Final = 2**31 - 1
+NOBODY: Final = Key("", "", 0, workload.KIND_UNSPECIFIED, "", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +149,9 @@ class Accounts:
             service, _, cluster = said.journal.partition("/")
             field = f"cut.sources[{at}]"
             if service != "executor" or cluster not in now:
-                raise _unknown_cut(f"{field}.journal", said.journal, "must name an enrolled journal")
+                raise _unknown_cut(
+                    f"{field}.journal", said.journal, "must name an enrolled journal"
+                )
             if said.position > now[cluster].position:
                 raise Unavailable(
                     "CUT_AHEAD",
@@ -152,7 +165,9 @@ class Accounts:
             sources.append(Source(cluster, said.position, through))
         books = await self._read_books(cut.price_book)
         if not books or books[-1].number != cut.price_book:
-            raise _unknown_cut("cut.price_book", str(cut.price_book), "must be a price book's number")
+            raise _unknown_cut(
+                "cut.price_book", str(cut.price_book), "must be a price book's number"
+            )
         if cut.algorithm != ALGORITHM:
             raise _unknown_cut("cut.algorithm", str(cut.algorithm), f"must be {ALGORITHM}")
         return Look(tuple(sources), {one.uid: one.position for one in cut.disputed}, books)
@@ -221,11 +236,6 @@ class Accounts:
         return await self._database.fetch(self._queries[statement], *arguments)
 
 
-def period(start: datetime, end: datetime) -> tuple[int, int]:
-    """A half-open period in milliseconds since 1970."""
-    return milliseconds(start), milliseconds(end)
-
-
 def _arguments(
     asked: Question,
     look: Look,
@@ -247,6 +257,49 @@ def _unknown_cut(field: str, value: str, rule: str) -> Invalid:
         next_step="Give back the cut of an earlier statement as it was.",
         field=field,
         value=value,
+    )
+
+
+def quantity(row: Record) -> Quantity:
+    """A row of `lines` as it is rated."""
+    key = Key(
+        row["owner"],
+        row["owner_uid"],
+        row["attempt"],
+        row["kind"],
+        row["user_uid"],
+        labels_of(row["labels"]),
+    )
+    return replace(summed(row), key=key, start_ms=row["start_ms"], end_ms=row["end_ms"])
+
+
+def summed(row: Record) -> Quantity:
+    """A row of `lines` or `usage` as it is rated, whoever's it is."""
+    return Quantity(
+        key=NOBODY,
+        state=row["state"],
+        billed=row["billed"],
+        book=row["book"],
+        gpu_type=row["gpu_type"],
+        ms=row["ms"],
+        gpu_milli_ms=int(row["gpu_milli_ms"]),
+        cpu_milli_ms=int(row["cpu_milli_ms"]),
+        memory_byte_ms=int(row["memory_byte_ms"]),
+        storage_byte_ms=int(row["storage_byte_ms"]),
+        start_ms=0,
+        end_ms=row["ms"],
+    )
+
+
+def hourly(row: Record) -> Quantity:
+    """An hour of what a row of `usage` has at once."""
+    return replace(
+        summed(row),
+        ms=HOUR_MS,
+        gpu_milli_ms=HOUR_MS * int(row["gpu_milli"]),
+        cpu_milli_ms=HOUR_MS * int(row["cpu_milli"]),
+        memory_byte_ms=HOUR_MS * int(row["memory_bytes"]),
+        storage_byte_ms=HOUR_MS * int(row["storage_bytes"]),
     )
 
 
@@ -274,7 +327,9 @@ def _replica(row: Record, slots: Mapping[tuple[str, str], Sequence[Record]]) -> 
             for one in of("runs")
         ),
         gaps=tuple(
-            Gap(one["n"], _moment(one, "lost", "ReplicaLost"), _moment(one, "found", "ReplicaFound"))
+            Gap(
+                one["n"], _moment(one, "lost", "ReplicaLost"), _moment(one, "found", "ReplicaFound")
+            )
             for one in of("gaps")
         ),
         changes=tuple(_change(one) for one in of("changes")),
@@ -324,19 +379,19 @@ def _change(row: Record) -> Change:
 def _subject(row: Record, position: int | None) -> Subject | None:
     if position is None:
         return None
-    workload = row.get("workload")
+    work = row.get("workload")
     return Subject(
         position=position,
         project=row["project"],
         owner=row["owner"],
         owner_uid=row["owner_uid"],
         kind=row["kind"],
-        workload=workload or "",
+        workload=work or "",
         attempt=row.get("attempt") or 0,
         user=row["user_uid"],
         labels=labels_of(row["labels"]),
         purchase=row["purchase"],
-        sku=_sku(row) if workload is not None else Sku(),
+        sku=_sku(row) if work is not None else Sku(),
     )
 
 

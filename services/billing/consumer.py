@@ -90,6 +90,7 @@ class Meter:
 def writes(fact: Recorded) -> Sequence[Write]:
     """Choose the writes of one fact of an executor's journal."""
     cluster, at = fact.journal.partition("/")[2], fact.position
+    row: tuple[object, ...]
     match fact.message:
         case workload.ReplicaScheduled(uid=uid, subject=subject) as said:
             return [_replica(uid, cluster, at, subject, _seen(said.witness, at))]

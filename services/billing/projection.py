@@ -44,8 +44,6 @@ def project(record: Recorded) -> Sequence[Write]:
         case api.CostLimitReached():
             return [Write("limit_workload", fact.uid, (fact.uid, fact.project))]
         case api.WorkloadSettled():
-            return [
-                Write("settle_workload", fact.uid, (fact.uid, fact.project, fact.amount.nanos))
-            ]
+            return [Write("settle_workload", fact.uid, (fact.uid, fact.project, fact.amount.nanos))]
         case _:
             assert_never(fact)

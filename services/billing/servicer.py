@@ -15,26 +15,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis.clock import milliseconds
 from chassis.command import rehearse, transact
 from chassis.listing import PageToken
-from chassis.postgres import Record
 from chassis.refusals import Invalid, Unavailable, Violation
 from chassis.rpc import Context, answer_position, meta_of, request_of
 from chassis.service import Kernel
 from fermion.api.billing import v1 as api
 from fermion.api.billing.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
-from services.billing import aggregate, metering, rating
-from services.billing.accounts import Accounts, Look, Question, labels_of
+from services.billing import accounts, aggregate, metering, rating
+from services.billing.accounts import Accounts, Look, Question
 from services.billing.aggregate import Prices
 from services.billing.book import Book
 from services.billing.config import Settings
-from services.billing.metering import Segment, Sku
-from services.billing.rating import Key, Quantity
+from services.billing.metering import HOUR_MS, Segment, Sku
 
 PAGE_SIZE: Final = 100
 # A watch that has nothing new to tell tells how old it is all the same.
 QUIET_SECONDS: Final = 5.0
-# A stop by its longest time is its user's doing; its program may need all of its grace to end.
-HOUR_MS: Final = 3_600_000
 
 
 class PriceServicer(service_pb2_grpc.PriceServiceServicer):
@@ -100,13 +96,15 @@ class PriceServicer(service_pb2_grpc.PriceServiceServicer):
 class CostServicer(service_pb2_grpc.CostServiceServicer):
     """Every RPC of `CostService`; who may call has been checked before."""
 
-    def __init__(self, kernel: Kernel[Settings], accounts: Accounts) -> None:
-        self._accounts = accounts
+    def __init__(self, kernel: Kernel[Settings], books: Accounts) -> None:
+        self._accounts = books
         self._clock = kernel.clock
         self._settings = kernel.settings
         self._slack = round(2000 * kernel.settings.proof_seconds)
 
-    async def GetUsage(self, request: api.GetUsageRequest, context: Context) -> api.GetUsageResponse:
+    async def GetUsage(
+        self, request: api.GetUsageRequest, context: Context
+    ) -> api.GetUsageResponse:
         """Sum what was used, up to where each cluster has said everything."""
         _must_name_label(request.group_by, request.label)
         project = _project(request.parent)
@@ -207,13 +205,13 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         look = await self._look(project, request)
         books = look.books
         rows = await self._accounts.lines(Question(start, end, project), look)
-        lines = rating.lines(project, [_quantity(row) for row in rows], books)
+        lines = rating.lines(project, [accounts.quantity(row) for row in rows], books)
         through = look.through_ms
         statement = api.Statement(
             project=request.parent,
             cut=look.as_cut(),
             currency=books[0].currency,
-            lines=[_line(line) for line in lines],
+            lines=[rating.view(line) for line in lines],
             total_nanos=sum(line.amount_nanos for line in lines),
             complete=through is not None and through >= end,
             disputed=sorted(look.disputed),
@@ -258,12 +256,14 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             if request.line in ("", line.id):
                 numbers.add(line.book)
                 segments = sorted(by_line[line.id], key=lambda one: one.start_time.ToNanoseconds())
-                response.lines.add(line=_line(line), segments=segments)
+                response.lines.add(line=rating.view(line), segments=segments)
         if request.line and not response.lines:
             raise Invalid(
                 "LINE_UNKNOWN",
                 f"{request.owner} has no line {request.line} in this period.",
-                violations=(Violation("line", "must be the id of a line of this owner and period"),),
+                violations=(
+                    Violation("line", "must be the id of a line of this owner and period"),
+                ),
                 next_step="Leave it out to see all lines, or name the statement's period.",
                 field="line",
                 value=request.line,
@@ -286,6 +286,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         )
         worst = 0
         if asked.HasField("max_duration"):
+            # The end by its longest time is its user's doing, and may take all of the grace.
             free = prices.rule(api.BILLABLE_STATE_DRAINING_BY_USER).free_ms
             drains = max(0, asked.grace.ToMilliseconds() - free)
             ms = asked.max_duration.ToMilliseconds() + drains
@@ -332,19 +333,18 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         )
         found: defaultdict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
         for row in settled:
-            found[tuple(row["keys"])][0] += _exact(row, look.books)
+            found[tuple(row["keys"])][0] += rating.exact([accounts.summed(row)], look.books)
         for row in live:
             sums = found[tuple(row["keys"])]
-            sums[1] += _exact(row, look.books)
+            sums[1] += rating.exact([accounts.summed(row)], look.books)
             if row["open"]:
-                sums[2] += _exact_rate(row, look.books)
+                sums[2] += rating.exact([accounts.hourly(row)], look.books)
         return {
-            keys: (before, max(0, now - before), rate) for keys, (before, now, rate) in found.items()
+            keys: (before, max(0, now - before), rate)
+            for keys, (before, now, rate) in found.items()
         }
 
-    def _period(
-        self, start: Timestamp, end: Timestamp, request: object
-    ) -> tuple[int, int]:
+    def _period(self, start: Timestamp, end: Timestamp, request: object) -> tuple[int, int]:
         """The period asked for; the month so far, where none is."""
         now = self._clock.now()
         began = _month_of(now) if not _said(start) else start.ToDatetime(tzinfo=UTC)
@@ -354,9 +354,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
     def _month(self, request: api.GetStatementRequest) -> tuple[int, int]:
         """The period of a statement: whole months, where only their beginning or nothing is said."""
         start = request.start_time
-        began = (
-            start.ToDatetime(tzinfo=UTC) if _said(start) else _month_of(self._clock.now())
-        )
+        began = start.ToDatetime(tzinfo=UTC) if _said(start) else _month_of(self._clock.now())
         ended = (
             request.end_time.ToDatetime(tzinfo=UTC)
             if _said(request.end_time)
@@ -420,62 +418,6 @@ def _set(time: Timestamp, ms: int | None) -> None:
         time.FromMilliseconds(ms)
 
 
-def _quantity(row: Record) -> Quantity:
-    return Quantity(
-        key=Key(
-            row["owner"],
-            row["owner_uid"],
-            row["attempt"],
-            row["kind"],
-            row["user_uid"],
-            labels_of(row["labels"]),
-        ),
-        state=row["state"],
-        billed=row["billed"],
-        book=row["book"],
-        gpu_type=row["gpu_type"],
-        ms=row["ms"],
-        gpu_milli_ms=int(row["gpu_milli_ms"]),
-        cpu_milli_ms=int(row["cpu_milli_ms"]),
-        memory_byte_ms=int(row["memory_byte_ms"]),
-        storage_byte_ms=int(row["storage_byte_ms"]),
-        start_ms=row["start_ms"],
-        end_ms=row["end_ms"],
-    )
-
-
-NOBODY: Final = Key("", "", 0, workload.KIND_UNSPECIFIED, "", ())
-
-
-def _exact(row: Record, books: Sequence[Book]) -> int:
-    """What a row of sums costs, as a numerator."""
-    return rating.exact([_summed(row, "_ms", row["ms"])], books)
-
-
-def _exact_rate(row: Record, books: Sequence[Book]) -> int:
-    """What an hour of what is open costs, as a numerator."""
-    per_ms = rating.exact([_summed(row, "", 1)], books)
-    return per_ms * HOUR_MS
-
-
-def _summed(row: Record, suffix: str, ms: int) -> Quantity:
-    bytes_suffix = "_ms" if suffix else ""
-    return Quantity(
-        key=NOBODY,
-        state=row["state"],
-        billed=row["billed"],
-        book=row["book"],
-        gpu_type=row["gpu_type"],
-        ms=ms,
-        gpu_milli_ms=int(row[f"gpu_milli{suffix}"]),
-        cpu_milli_ms=int(row[f"cpu_milli{suffix}"]),
-        memory_byte_ms=int(row[f"memory_byte{bytes_suffix}" if suffix else "memory_bytes"]),
-        storage_byte_ms=int(row[f"storage_byte{bytes_suffix}" if suffix else "storage_bytes"]),
-        start_ms=0,
-        end_ms=ms,
-    )
-
-
 def _merged(costs: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:
     settled = accruing = rate = 0
     for one in costs:
@@ -496,29 +438,6 @@ def _costs_of(
         key: api.Cost(settled_nanos=settled, accruing_nanos=accruing, rate_nanos=rate)
         for key, settled, accruing, rate in zip(keys, *columns, strict=True)
     }
-
-
-def _line(line: rating.Line) -> api.Line:
-    shown = api.Line(
-        id=line.id,
-        owner=line.key.owner,
-        owner_uid=line.key.owner_uid,
-        attempt=line.key.attempt,
-        kind=line.key.kind,
-        user=line.key.user,
-        labels=dict(line.key.labels),
-        state=line.state,
-        dimension=line.dimension,
-        gpu_type=line.gpu_type,
-        price_version=line.price_version,
-        price_nanos=line.price_nanos,
-        replica_milliseconds=line.ms,
-        quantity=str(line.quantity),
-        amount_nanos=line.amount_nanos,
-    )
-    shown.start_time.FromMilliseconds(line.start_ms)
-    shown.end_time.FromMilliseconds(line.end_ms)
-    return shown
 
 
 def _segment(history: metering.History, segment: Segment) -> api.Segment:

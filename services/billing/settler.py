@@ -13,6 +13,7 @@ from chassis.command import transact
 from chassis.envelope import Meta
 from chassis.journal import Fenced, Journal
 from chassis.lease import Lease
+from chassis.postgres import Record
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from fermion.api.workload import v1 as workload
 from services.billing import accounts, aggregate, rating
@@ -35,13 +36,13 @@ class Settler:
 
     def __init__(
         self,
-        accounts: Accounts,
+        books: Accounts,
         journal: Journal,
         lease: Lease,
         clock: Clock,
         settings: Settings,
     ) -> None:
-        self._accounts = accounts
+        self._accounts = books
         self._journal = journal
         self._lease = lease
         self._clock = clock
@@ -87,7 +88,7 @@ class Settler:
             )
         return len(unsettled)
 
-    async def _compare(self, row: Mapping[str, object], look: Look, writer: tuple[str, int]) -> None:
+    async def _compare(self, row: Record, look: Look, writer: tuple[str, int]) -> None:
         uid, limit = str(row["workload"]), row["limit_nanos"]
         assert isinstance(limit, int)
         now = self._clock.now()
@@ -111,9 +112,7 @@ class Settler:
             writer,
         )
 
-    async def _cost(
-        self, uid: str, look: Look, caps: Mapping[str, int], slack: int | None
-    ) -> int:
+    async def _cost(self, uid: str, look: Look, caps: Mapping[str, int], slack: int | None) -> int:
         asked = Question(*EVER, workload=uid)
         rows = await self._accounts.usage(asked, look, caps, slack=slack)
         return rating.cost([accounts.summed(row) for row in rows], look.books)
@@ -125,9 +124,7 @@ class Settler:
         writer: tuple[str, int],
     ) -> None:
         stream = f"workload/{uid}"
-        await transact(
-            self._journal, stream, aggregate.fold, decide, meta=META, writer=writer
-        )
+        await transact(self._journal, stream, aggregate.fold, decide, meta=META, writer=writer)
 
 
 def _money(look: Look, nanos: int) -> workload.Money:

@@ -8,15 +8,18 @@ from pathlib import Path
 from chassis.command import transact
 from chassis.envelope import Meta
 from chassis.journal import Book
+from chassis.refusals import Invalid, Violation
 from chassis.service import Kernel, Loop, Mount, Target, Wired
+from fermion import pricebook
+from fermion.api.billing import v1 as api
 from fermion.api.billing.v1 import events_pb2, service_pb2_grpc
+from fermion.errors import InvalidArgument
 from services.billing import aggregate, projection
 from services.billing.accounts import Accounts
 from services.billing.config import Settings
 from services.billing.consumer import Enrolments, Meter
 from services.billing.servicer import CostServicer, PriceServicer
 from services.billing.settler import Settler
-from services.billing.tariff import read
 
 
 def wire(kernel: Kernel[Settings]) -> Wired:
@@ -25,7 +28,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
     settler = Settler(
         accounts, kernel.journal, kernel.lease("settlement"), kernel.clock, kernel.settings
     )
-    first = read(kernel.settings.prices)
+    first = _first(kernel.settings.prices)
 
     async def begin() -> None:
         await transact(
@@ -53,6 +56,21 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         begin=begin,
         loops=(Loop("settlement", settler.run),),
     )
+
+
+def _first(path: Path) -> api.PriceBook:
+    """Read the prices that a new platform begins with; `Invalid` where they cannot be read or used."""
+    try:
+        return pricebook.parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, InvalidArgument) as error:
+        raise Invalid(
+            "SETTING_INVALID",
+            f"FERMION_BILLING_PRICES names {path}, which cannot be used: {error}",
+            violations=(Violation("FERMION_BILLING_PRICES", "must name a file with a price book"),),
+            next_step="Name a file like services/billing/prices.yaml.",
+            variable="FERMION_BILLING_PRICES",
+            value=str(path),
+        ) from error
 
 
 TARGET = Target(
