@@ -65,7 +65,9 @@ runs AS (
     SELECT c.*,
            lead(c.start) OVER one AS following,
            row_number() OVER one AS place,
-           greatest(c.start, least(c.ended, lead(c.start) OVER one)) AS stop
+           -- NULL where it is open: neither ended nor followed.
+           CASE WHEN coalesce(c.ended, lead(c.start) OVER one) IS NOT NULL
+                THEN greatest(c.start, least(c.ended, lead(c.start) OVER one)) END AS stop
       FROM corrected AS c
     WINDOW one AS (PARTITION BY c.uid ORDER BY c.run)
 ),
