@@ -9,7 +9,7 @@ that money depends on is constant.
 - A run lasts from its start to its end, each as it was corrected last; an end before the start is the
   start. Runs are in the order of their starts, and none lasts longer than to the start of the next.
 - Within a run: RUNNING; DRAINING from when it was told to end; UNREACHABLE within a gap, which wins.
-  A gap ends when it was found, or where another run starts: that is a proof of life as well.
+  A gap ends when it was found, or where another run starts, whichever is first: a start proves life too.
 - HELD from being scheduled to the first start, BACKOFF from an end to the next start; neither lasts
   beyond the release. A run that never was said to start is none; missed runs are only noted.
 - Labels and resources are those of the change with the greatest number that was made by then.
@@ -461,7 +461,7 @@ class _Life:
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """A gap as it counts: found, or at an end where another run starts."""
+    """A gap as it counts: until it was found, or another run started."""
 
     start_ms: int
     end_ms: int
@@ -532,7 +532,7 @@ def _gaps(replica: Replica, starts: Sequence[int]) -> Iterator[_Gap]:
     for gap in replica.gaps:
         if gap.lost is not None:
             again = min((start for start in starts if start > gap.lost.at_ms), default=FOREVER_MS)
-            end = again if gap.found is None else gap.found.at_ms
+            end = min(again, _at(gap.found))
             yield _Gap(gap.lost.at_ms, end, _known(gap.lost, gap.found))
 
 
