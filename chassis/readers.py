@@ -140,8 +140,8 @@ class Folder(Protocol):
         """Say what becomes of the rows."""
         ...
 
-    def clear(self) -> Sequence[Write]:
-        """Say what empties the rows, before they are folded anew."""
+    def clear(self, journal: str) -> Sequence[Write]:
+        """Say what empties the rows that come from one journal, before they are folded anew."""
         ...
 
 
@@ -413,7 +413,9 @@ class Reader:
             why, back = None, 0
             if self._folder is not None:
                 _log.warning("%s folds %s anew: %s", self.name, self.feed.journal, new)
-                await execute_writes(connection, self._queries, self._folder.clear())
+                await execute_writes(
+                    connection, self._queries, self._folder.clear(self.feed.journal)
+                )
             else:
                 why = (
                     f"{self.feed.journal} was restored to before {new.first} (epoch {new.epoch}), "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from chassis.service import Target
+from services.billing.wiring import TARGET as BILLING
 from services.executor.wiring import TARGET as EXECUTOR
 from services.instances.wiring import TARGET as INSTANCES
 from services.projects.wiring import TARGET as PROJECTS
@@ -13,5 +14,5 @@ from services.scheduler.wiring import TARGET as SCHEDULER
 
 # In the order of their starts: who may do what is known first.
 TARGETS: Final[Mapping[str, Target]] = {
-    target.name: target for target in (PROJECTS, INSTANCES, SCHEDULER, EXECUTOR)
+    target.name: target for target in (PROJECTS, INSTANCES, SCHEDULER, EXECUTOR, BILLING)
 }

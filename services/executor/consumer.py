@@ -58,7 +58,7 @@ class Wants:
             case _:
                 return []
 
-    def clear(self) -> Sequence[Write]:
+    def clear(self, journal: str) -> Sequence[Write]:
         """Forget everything, before it is folded anew."""
         return [Write("unwant_workloads", "workloads", ()), Write("unwant_volumes", "volumes", ())]
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC
 from functools import partial
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -61,6 +62,12 @@ class Declarations:
                 return []
 
 
+FORGET: Final = (
+    *("forget_cluster", "forget_nodes", "forget_bound"),
+    *("forget_progress", "forget_stored"),
+)
+
+
 class Limits:
     """Folds projects, their quotas, and the clusters that are enrolled; `told` wakes who admits."""
 
@@ -97,7 +104,7 @@ class Limits:
             case _:
                 return []
 
-    def clear(self) -> Sequence[Write]:
+    def clear(self, journal: str) -> Sequence[Write]:
         """Forget everything, before it is folded anew."""
         names = ("forget_projects", "forget_quotas", "forget_enrolled")
         return [Write(name, name, ()) for name in names]
@@ -169,13 +176,10 @@ class ClusterReports:
             case _:
                 return []
 
-    def clear(self) -> Sequence[Write]:
-        """
-        Nothing: these tables are of several journals, and one of them alone is folded anew.
-
-        What it says again is written again; what it does not say any more is as it was.
-        """
-        return []
+    def clear(self, journal: str) -> Sequence[Write]:
+        """Forget what one cluster said, before it is folded anew."""
+        cluster = journal.partition("/")[2]
+        return [Write(name, "clear", (cluster,)) for name in FORGET]
 
 
 def _node(fact: Recorded, name: str, body: bytes | None) -> list[Write]:

@@ -117,6 +117,26 @@ DELETE FROM quota;
 -- forget_enrolled: Before all is folded anew.
 DELETE FROM enrolled;
 
+-- forget_cluster: Before what it said is folded anew.
+DELETE FROM cluster
+ WHERE uid = $1;
+
+-- forget_nodes: Before what a cluster said is folded anew.
+DELETE FROM node
+ WHERE cluster = $1;
+
+-- forget_bound: Before what a cluster said is folded anew.
+DELETE FROM replica
+ WHERE cluster = $1;
+
+-- forget_progress: Before what a cluster said is folded anew.
+DELETE FROM progress
+ WHERE cluster = $1;
+
+-- forget_stored: Before what a cluster said is folded anew.
+DELETE FROM stored
+ WHERE cluster = $1;
+
 -- list_queue: Read a page of a project's queue, longest waiting first.
 SELECT *
   FROM entry

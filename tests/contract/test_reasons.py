@@ -29,6 +29,8 @@ REFUSALS = frozenset(
         "OutcomeUnknown",
     }
 )
+# Name of enumerations of which each member is a reason.
+CODES = "Why"
 ROW = re.compile(r"^\| `([A-Z][A-Z0-9_]*)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
 
@@ -80,6 +82,13 @@ def code_of(call: ast.Call, tree_makers: frozenset[str], installed: bool) -> ast
     return call.args[0] if called(call) in tree_makers and call.args else None
 
 
+def codes(kind: ast.ClassDef) -> Iterator[str]:
+    """Members of an enumeration of reasons: a segment of a bill tells one of them."""
+    for node in kind.body if kind.name == CODES else ():
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
 def given() -> tuple[dict[str, set[str]], list[str]]:
     """Collect the reasons of the code with their owners, and the places where one is no literal."""
     found: dict[str, set[str]] = defaultdict(set)
@@ -88,6 +97,8 @@ def given() -> tuple[dict[str, set[str]], list[str]]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         known, where = makers(tree), owner(path)
         for node in ast.walk(tree):
+            for listed in codes(node) if isinstance(node, ast.ClassDef) else ():
+                found[listed].add(where)
             code = code_of(node, known, where == "fermion") if isinstance(node, ast.Call) else None
             if code is None:
                 continue

@@ -122,7 +122,7 @@ class Tallies:
             raise ValueError(f"{said.uid} is broken")
         return (Write("add_to_tally", said.uid, (said.uid,)),)
 
-    def clear(self) -> Sequence[Write]:
+    def clear(self, journal: str) -> Sequence[Write]:
         """Forget all."""
         return (Write("clear_tally", "", ()),)
 

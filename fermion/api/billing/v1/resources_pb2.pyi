@@ -632,9 +632,34 @@ class Cut(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Disputed(_message.Message):
+        """A replica or volume with facts that could not be used: it is looked at as before the first of them."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        UID_FIELD_NUMBER: _builtins.int
+        POSITION_FIELD_NUMBER: _builtins.int
+        uid: _builtins.str
+        """`rep_…` or `vol_…`."""
+        position: _builtins.int
+        """Position of the first fact that could not be used."""
+        def __init__(
+            self,
+            *,
+            uid: _builtins.str = ...,
+            position: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "uid", b"uid"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SOURCES_FIELD_NUMBER: _builtins.int
     PRICE_BOOK_FIELD_NUMBER: _builtins.int
     ALGORITHM_FIELD_NUMBER: _builtins.int
+    DISPUTED_FIELD_NUMBER: _builtins.int
     price_book: _builtins.int
     """Number of the last price book that was known."""
     algorithm: _builtins.int
@@ -643,16 +668,21 @@ class Cut(_message.Message):
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cut.Source]:
         """Every journal that facts were taken from."""
 
+    @_builtins.property
+    def disputed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cut.Disputed]:
+        """Of the project's, by uid."""
+
     def __init__(
         self,
         *,
         sources: _abc.Iterable[Global___Cut.Source] | None = ...,
         price_book: _builtins.int = ...,
         algorithm: _builtins.int = ...,
+        disputed: _abc.Iterable[Global___Cut.Disputed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "price_book", b"price_book", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "disputed", b"disputed", "price_book", b"price_book", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The bill: what ran, what it costs by which prices, and why."""

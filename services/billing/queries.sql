@@ -1,0 +1,353 @@
+-- Statements of billing.
+
+-- enrol: Know that a cluster counts from now on, or does not any more.
+INSERT INTO cluster AS c (uid, enrolled, retired)
+VALUES ($1, NOT $2, $2)
+    ON CONFLICT (uid) DO UPDATE
+   SET enrolled = true, retired = $2;
+
+-- unenrol: Know nothing of what is enrolled, before it is folded anew.
+UPDATE cluster
+   SET enrolled = false, retired = false;
+
+-- schedule_replica: Know whose a replica is, and since when it is bound.
+INSERT INTO replica AS r (
+    uid, cluster, project, owner, owner_uid, kind, user_uid, workload, attempt, role, rank, purchase,
+    labels, gpu_type, gpu_milli, cpu_milli, memory_bytes, limit_nanos, limit_currency,
+    subject_position, scheduled_ms, scheduled_position, scheduled_evidence
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+        $21, $22, $23)
+    ON CONFLICT (uid) DO UPDATE
+   SET (owner, owner_uid, kind, user_uid, workload, attempt, role, rank, purchase, labels, gpu_type,
+        gpu_milli, cpu_milli, memory_bytes, limit_nanos, limit_currency, subject_position)
+       = (EXCLUDED.owner, EXCLUDED.owner_uid, EXCLUDED.kind, EXCLUDED.user_uid, EXCLUDED.workload,
+          EXCLUDED.attempt, EXCLUDED.role, EXCLUDED.rank, EXCLUDED.purchase, EXCLUDED.labels,
+          EXCLUDED.gpu_type, EXCLUDED.gpu_milli, EXCLUDED.cpu_milli, EXCLUDED.memory_bytes,
+          EXCLUDED.limit_nanos, EXCLUDED.limit_currency, EXCLUDED.subject_position),
+       scheduled_ms = coalesce(EXCLUDED.scheduled_ms, r.scheduled_ms),
+       scheduled_position = coalesce(EXCLUDED.scheduled_position, r.scheduled_position),
+       scheduled_evidence = coalesce(EXCLUDED.scheduled_evidence, r.scheduled_evidence)
+ WHERE r.subject_position IS NULL
+    OR r.subject_position >= EXCLUDED.subject_position
+    OR EXCLUDED.scheduled_position IS NOT NULL;
+
+-- start_run: Know when a run began.
+INSERT INTO run (replica, run, start_ms, start_position, start_evidence)
+VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (replica, run) DO UPDATE
+   SET start_ms = $3, start_position = $4, start_evidence = $5;
+
+-- end_run: Know when a run ended.
+INSERT INTO run (replica, run, end_ms, end_position, end_evidence)
+VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (replica, run) DO UPDATE
+   SET end_ms = $3, end_position = $4, end_evidence = $5;
+
+-- drain_replica: Know when a replica was told to end, and why.
+INSERT INTO replica (uid, cluster, project, drain_ms, drain_cause, drain_position, drain_evidence)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (uid) DO UPDATE
+   SET drain_ms = $4, drain_cause = $5, drain_position = $6, drain_evidence = $7;
+
+-- release_replica: Know when a replica was gone for good.
+INSERT INTO replica (uid, cluster, project, released_ms, released_position, released_evidence)
+VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (uid) DO UPDATE
+   SET released_ms = $4, released_position = $5, released_evidence = $6;
+
+-- lose_replica: Know since when nobody knows whether a replica lives.
+INSERT INTO gap (replica, n, lost_ms, lost_position, lost_evidence)
+VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (replica, n) DO UPDATE
+   SET lost_ms = $3, lost_position = $4, lost_evidence = $5;
+
+-- find_replica: Know since when a replica is known to live after all.
+INSERT INTO gap (replica, n, found_ms, found_position, found_evidence)
+VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (replica, n) DO UPDATE
+   SET found_ms = $3, found_position = $4, found_evidence = $5;
+
+-- change_replica: Know other labels or resources of a replica, from a moment on.
+INSERT INTO change (replica, resized, n, at_ms, position, evidence, labels, gpu_type, gpu_milli,
+                    cpu_milli, memory_bytes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT (replica, resized, n) DO NOTHING;
+
+-- correct_run: Know that what was said of a run was wrong.
+INSERT INTO correction (replica, n, run, start_ms, end_ms, at_ms, position, evidence)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+    ON CONFLICT (replica, n) DO NOTHING;
+
+-- miss_runs: Know that runs were missed; they cost nothing.
+INSERT INTO missed (replica, from_run, to_run, from_ms, to_ms, position, evidence)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (replica, from_run) DO NOTHING;
+
+-- bind_volume: Know whose a volume is, and since when it is there.
+INSERT INTO volume (uid, cluster, project, owner, owner_uid, kind, user_uid, purchase, labels,
+                    storage_bytes, bound_ms, bound_position, bound_evidence)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    ON CONFLICT (uid) DO UPDATE
+   SET (owner, owner_uid, kind, user_uid, purchase, labels, storage_bytes, bound_ms, bound_position,
+        bound_evidence) = ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+
+-- delete_volume: Know since when a volume is gone.
+INSERT INTO volume (uid, cluster, project, deleted_ms, deleted_position, deleted_evidence)
+VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (uid) DO UPDATE
+   SET deleted_ms = $4, deleted_position = $5, deleted_evidence = $6;
+
+-- finish_workload: Know that nothing of a workload will run any more.
+INSERT INTO finished (workload, cluster, project, at_ms, position)
+VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (workload) DO NOTHING;
+
+-- prove: Know that every open run of a cluster was alive then, but those named.
+WITH before AS (
+    SELECT uid, proved_ms
+      FROM cluster
+     WHERE uid = $1
+), still AS (
+    DELETE FROM unproven
+     WHERE cluster = $1
+       AND NOT replica = ANY ($4::text[])
+), unseen AS (
+    INSERT INTO unproven (cluster, replica, proved_ms)
+    SELECT $1, name, (SELECT proved_ms FROM before)
+      FROM unnest($4::text[]) AS name
+        ON CONFLICT (cluster, replica) DO NOTHING
+)
+INSERT INTO cluster AS c (uid, proved_ms, proved_position)
+VALUES ($1, $2, $3)
+    ON CONFLICT (uid) DO UPDATE
+   SET proved_ms = $2, proved_position = $3
+ WHERE c.proved_position < $3;
+
+-- pass: Know that everything in a cluster up to then has been said.
+INSERT INTO cluster AS c (uid, through_ms)
+VALUES ($1, $2)
+    ON CONFLICT (uid) DO UPDATE
+   SET through_ms = greatest(c.through_ms, $2);
+
+-- forget_runs: Forget a cluster's runs, before its journal is folded anew.
+DELETE FROM run
+ USING replica
+ WHERE run.replica = replica.uid
+   AND replica.cluster = $1;
+
+-- forget_gaps: Forget a cluster's losses, before its journal is folded anew.
+DELETE FROM gap
+ USING replica
+ WHERE gap.replica = replica.uid
+   AND replica.cluster = $1;
+
+-- forget_changes: Forget a cluster's changes, before its journal is folded anew.
+DELETE FROM change
+ USING replica
+ WHERE change.replica = replica.uid
+   AND replica.cluster = $1;
+
+-- forget_corrections: Forget a cluster's corrections, before its journal is folded anew.
+DELETE FROM correction
+ USING replica
+ WHERE correction.replica = replica.uid
+   AND replica.cluster = $1;
+
+-- forget_missed: Forget a cluster's missed runs, before its journal is folded anew.
+DELETE FROM missed
+ USING replica
+ WHERE missed.replica = replica.uid
+   AND replica.cluster = $1;
+
+-- forget_replicas: Forget a cluster's replicas, before its journal is folded anew.
+DELETE FROM replica
+ WHERE cluster = $1;
+
+-- forget_volumes: Forget a cluster's volumes, before its journal is folded anew.
+DELETE FROM volume
+ WHERE cluster = $1;
+
+-- forget_finished: Forget what was finished in a cluster, before its journal is folded anew.
+DELETE FROM finished
+ WHERE cluster = $1;
+
+-- forget_unproven: Forget what was not proved in a cluster, before its journal is folded anew.
+DELETE FROM unproven
+ WHERE cluster = $1;
+
+-- forget_proof: Forget how far a cluster has said everything, before its journal is folded anew.
+UPDATE cluster
+   SET through_ms = NULL, proved_ms = NULL, proved_position = 0
+ WHERE uid = $1;
+
+-- add_price_book: Know a price book.
+INSERT INTO price_book (number, version, effective_ms, body)
+VALUES ($1, $2, $3, $4);
+
+-- add_rule: Know what a price book says of a state.
+INSERT INTO rule (number, state, billed, free_ms)
+VALUES ($1, $2, $3, $4);
+
+-- add_platform_cause: Know that a price book takes a cause for the platform's doing.
+INSERT INTO platform_cause (number, cause)
+VALUES ($1, $2);
+
+-- limit_workload: Show that a workload has cost what it may.
+INSERT INTO charged AS c (workload, project, limited, settled)
+VALUES ($1, $2, true, false)
+    ON CONFLICT (workload) DO UPDATE
+   SET limited = true;
+
+-- settle_workload: Show what a workload has cost in all.
+INSERT INTO charged AS c (workload, project, limited, settled, nanos)
+VALUES ($1, $2, false, true, $3)
+    ON CONFLICT (workload) DO UPDATE
+   SET settled = true, nanos = $3;
+
+-- price_books: Price books behind a number and up to another, oldest first.
+SELECT number, body
+  FROM price_book
+ WHERE number > $1
+   AND number <= $2
+ ORDER BY number;
+
+-- in_force: Number of the price book of a moment.
+SELECT number
+  FROM price_book
+ WHERE effective_ms <= $1
+ ORDER BY number DESC
+ LIMIT 1;
+
+-- list_price_books: Price books before a number, newest first.
+SELECT number, body
+  FROM price_book
+ WHERE number < $1
+ ORDER BY number DESC
+ LIMIT $2;
+
+-- clusters: How far each enrolled cluster has said everything, and was read.
+SELECT c.uid, c.through_ms, c.proved_ms, c.retired, k.epoch, k.position
+  FROM cluster AS c
+  LEFT JOIN checkpoint AS k ON k.reader = $1 AND k.journal = 'executor/' || c.uid
+ WHERE c.enrolled
+ ORDER BY c.uid;
+
+-- disputed: The first fact of each that could not be used, of a project or of all.
+SELECT stream, min(position) AS position
+  FROM parked
+ WHERE reader = $1
+   AND ($2::text IS NULL OR project = $2)
+   AND (stream LIKE 'replica/%' OR stream LIKE 'volume/%')
+ GROUP BY stream
+ ORDER BY stream;
+
+-- usage: Sum what was metered, by the keys asked for.
+SELECT ARRAY(
+           SELECT CASE by
+                  WHEN 1 THEN m.project
+                  WHEN 2 THEN m.user_uid
+                  WHEN 3 THEN m.owner
+                  WHEN 4 THEN m.kind::text
+                  WHEN 5 THEN coalesce(m.labels ->> $13, '')
+                  ELSE (date '1970-01-01' + (m.start_ms / 86400000)::integer)::text END
+             FROM unnest($11::integer[]) WITH ORDINALITY AS asked (by, place)
+            ORDER BY place
+       ) AS keys,
+       m.state, m.billed, m.book, m.gpu_type, m.open AND $12 AS open,
+       sum(m.end_ms - m.start_ms)::bigint AS ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.gpu_milli) AS gpu_milli_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.cpu_milli) AS cpu_milli_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.memory_bytes) AS memory_byte_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.storage_bytes) AS storage_byte_ms,
+       sum(m.gpu_milli)::bigint AS gpu_milli,
+       sum(m.cpu_milli)::bigint AS cpu_milli,
+       sum(m.memory_bytes)::numeric AS memory_bytes,
+       sum(m.storage_bytes)::numeric AS storage_bytes
+  FROM metered($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS m
+ GROUP BY 1, 2, 3, 4, 5, 6;
+
+-- lines: Sum what was metered, by what a line is.
+SELECT m.project, m.owner, m.owner_uid, m.attempt, m.kind, m.user_uid, m.labels, m.state, m.billed,
+       m.book, m.gpu_type,
+       sum(m.end_ms - m.start_ms)::bigint AS ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.gpu_milli) AS gpu_milli_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.cpu_milli) AS cpu_milli_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.memory_bytes) AS memory_byte_ms,
+       sum((m.end_ms - m.start_ms)::numeric * m.storage_bytes) AS storage_byte_ms,
+       min(m.start_ms) AS start_ms,
+       max(m.end_ms) AS end_ms
+  FROM metered($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS m
+ GROUP BY m.project, m.owner, m.owner_uid, m.attempt, m.kind, m.user_uid, m.labels, m.state,
+          m.billed, m.book, m.gpu_type
+ ORDER BY m.owner, m.attempt, m.state, m.gpu_type, m.book, m.labels::text;
+
+-- segments: What was metered, piece by piece.
+SELECT m.*
+  FROM metered($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS m
+ ORDER BY m.start_ms, m.uid, m.run, m.end_ms;
+
+-- replicas_of: All replicas of an owner, in the order of their beginning.
+SELECT *
+  FROM replica
+ WHERE owner = $1
+ ORDER BY subject_position, uid;
+
+-- volumes_of: All volumes of an owner, in the order of their beginning.
+SELECT *
+  FROM volume
+ WHERE owner = $1
+ ORDER BY bound_position, uid;
+
+-- runs_of: All runs of an owner's replicas.
+SELECT s.*
+  FROM run AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.run;
+
+-- gaps_of: All losses of an owner's replicas.
+SELECT s.*
+  FROM gap AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.n;
+
+-- changes_of: All changes of an owner's replicas.
+SELECT s.*
+  FROM change AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.n;
+
+-- corrections_of: All corrections of an owner's replicas.
+SELECT s.*
+  FROM correction AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.n;
+
+-- missed_of: All runs that were missed of an owner's replicas.
+SELECT s.*
+  FROM missed AS s
+  JOIN replica AS r ON r.uid = s.replica
+ WHERE r.owner = $1
+ ORDER BY s.from_run;
+
+-- limited: Workloads that may still reach what they may cost.
+SELECT DISTINCT r.workload, r.project, r.limit_nanos, r.limit_currency
+  FROM replica AS r
+  LEFT JOIN charged AS c ON c.workload = r.workload
+ WHERE r.limit_nanos IS NOT NULL
+   AND NOT coalesce(c.limited, false)
+   AND NOT EXISTS (SELECT FROM finished AS f WHERE f.workload = r.workload);
+
+-- unsettled: Workloads of a cluster that are over, all said, and not settled, oldest first.
+SELECT f.workload, f.project
+  FROM finished AS f
+  JOIN cluster AS k ON k.uid = f.cluster
+  LEFT JOIN charged AS c ON c.workload = f.workload
+ WHERE f.at_ms <= k.through_ms
+   AND NOT coalesce(c.settled, false)
+ ORDER BY f.at_ms
+ LIMIT $1;
