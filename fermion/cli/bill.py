@@ -32,6 +32,8 @@ FREE: Final[Mapping[int, str]] = {
     api.BILLABLE_STATE_UNREACHABLE: "nobody knew whether it lived",
     api.BILLABLE_STATE_STORAGE: "its volume was there",
 }
+# A segment's code where prices have no part in it.
+PLATFORM_WORK: Final = "PLATFORM_WORK"
 # Of each dimension: how it is called, the hour of its unit, and how many of what is counted are one.
 DIMENSIONS: Final[Mapping[int, tuple[str, str, int]]] = {
     api.DIMENSION_GPU: ("GPU", "GPU-h", money.MILLI),
@@ -184,8 +186,6 @@ def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:
     )
     if not one.billed:
         yield f"    free: {why(one, books)}"
-    elif one.why:
-        yield f"    ended by: {_code(one.why)}"
     for fact in one.evidence:
         known = EVIDENCE.get(fact.evidence)
         yield (
@@ -196,18 +196,18 @@ def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:
 
 def why(segment: api.Segment, books: Iterable[api.PriceBook]) -> str:
     """Why a segment costs nothing, by the table of the prices that were in force."""
+    if segment.why == PLATFORM_WORK:
+        return "it is the platform's own work"
     happened = FREE.get(segment.state, state(segment.state))
-    said = f" ({_code(segment.why)})" if segment.why else ""
     for book in books:
         rule = next((one for one in book.states if one.state == segment.state), None)
         if book.number != segment.price_book or rule is None:
             continue
         if not rule.billed:
-            return f"{happened}, which costs nothing by prices {book.version}{said}"
+            return f"{happened}, which costs nothing by prices {book.version}"
         if rule.free.ToMilliseconds():
-            first = _free(rule.free)
-            return f"{happened}; the first {first} are free by prices {book.version}{said}"
-    return f"{happened}{said}"
+            return f"{happened}; the first {_free(rule.free)} are free by prices {book.version}"
+    return f"{happened} ({segment.why.replace('_', ' ').lower() or 'no reason is given'})"
 
 
 def rule(found: api.StateRule) -> str:
@@ -223,13 +223,9 @@ def _free(span: Duration) -> str:
     return money.lasted(span.ToMilliseconds())
 
 
-def _code(code: str) -> str:
-    return code.replace("_", " ").lower()
-
-
 def _version(version: str, books: Sequence[api.PriceBook]) -> str:
     found = next((one for one in books if one.version == version), None)
-    if found is None or not found.HasField("effective_time"):
+    if found is None or not found.effective_time.seconds:
         return version
     return f"{version}, in force from {show.moment(found.effective_time)}"
 

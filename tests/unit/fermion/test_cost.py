@@ -404,7 +404,7 @@ def explanation() -> api.ExplainChargeResponse:
         start_time=stamp(NOON),
         end_time=stamp(NOON + HOUR),
         price_book=1,
-        why="NODE_LOST",
+        why="RUNNING",
         evidence=[started, lost],
     )
     held = api.Segment(
@@ -422,7 +422,7 @@ def explanation() -> api.ExplainChargeResponse:
         start_time=stamp(NOON + HOUR),
         end_time=stamp(NOON + HOUR),
         price_book=1,
-        why="USER_STOP",
+        why="DRAINING_FREE",
     )
     explained = api.ExplainChargeResponse.Explained
     return api.ExplainChargeResponse(
@@ -446,7 +446,6 @@ def test_a_charge_is_explained_down_to_the_facts_and_why_other_time_is_free(
         "  line          lin_1",
         "  prices        2026-01",
         f"  {at[0]} to {at[60]}  1h  rep_1 run 0",
-        "    ended by: node lost",
         f"    ReplicaStarted  {at[0]}  {EXECUTOR}:16  recorded by the cluster",
         f"    ReplicaLost  {at[60]}  {EXECUTOR}:17  its last proof of life",
         "",
@@ -456,12 +455,35 @@ def test_a_charge_is_explained_down_to_the_facts_and_why_other_time_is_free(
         f"  {at[-1]} to {at[0]}  1m  rep_1",
         "    free: it was bound to a node and had not started, which costs nothing by prices 2026-01",
         f"  {at[60]} to {at[60]}  0s  rep_1 run 0",
-        "    free: it ended as its user wished; the first 10s are free by prices 2026-01 (user stop)",
+        "    free: it ended as its user wished; the first 10s are free by prices 2026-01",
         "",
         f"  cut           {EXECUTOR}:17 up to {show.moment(stamp(NOON + 2 * HOUR))}",
         "  computed by   price book 1, arithmetic 1",
     ]
     assert asked(lab, "ExplainCharge") == {"owner": LAB}
+
+
+@pytest.mark.parametrize(
+    ("segment", "sentence"),
+    [
+        (
+            api.Segment(state=api.BILLABLE_STATE_RUNNING, why="PLATFORM_WORK", price_book=1),
+            "it is the platform's own work",
+        ),
+        (
+            api.Segment(state=api.BILLABLE_STATE_BACKOFF, why="BACKOFF", price_book=1),
+            "one run had ended and the next had not begun, which costs nothing by prices 2026-01",
+        ),
+        (
+            api.Segment(state=api.BILLABLE_STATE_UNREACHABLE, why="OF_A_NEWER_ONE", price_book=2),
+            "nobody knew whether it lived (of a newer one)",
+        ),
+    ],
+)
+def test_time_that_is_free_is_told_by_what_happened_then(
+    segment: api.Segment, sentence: str
+) -> None:
+    assert bill.why(segment, [book()]) == sentence
 
 
 def test_one_line_of_a_statement_is_explained_as_of_its_cut(
