@@ -120,44 +120,84 @@ def price_book(
     )
 
 
+# Other tables: shorter free times that lives of a moment see the end of, and other policies.
+TABLES: Final = (
+    TABLE,
+    *(
+        {
+            **TABLE,
+            billing.BILLABLE_STATE_DRAINING_BY_USER: (True, short),
+            billing.BILLABLE_STATE_DRAINING_BY_PLATFORM: (True, long),
+            billing.BILLABLE_STATE_HELD: (held, 6),
+            billing.BILLABLE_STATE_BACKOFF: (held, 0),
+        }
+        for short, long, held in ((0, 4, False), (4, 15, False), (4, 15, True), (15, 4, True))
+    ),
+    {
+        **TABLE,
+        billing.BILLABLE_STATE_RUNNING: (False, 0),
+        billing.BILLABLE_STATE_UNREACHABLE: (True, 4),
+        billing.BILLABLE_STATE_STORAGE: (False, 0),
+    },
+    {
+        **TABLE,
+        billing.BILLABLE_STATE_RUNNING: (True, 6),
+        billing.BILLABLE_STATE_DRAINING_BY_USER: (True, 4),
+        billing.BILLABLE_STATE_DRAINING_BY_PLATFORM: (False, 4),
+    },
+)
+# For a GPU of any model, one of H100-80GB, CPU, memory and storage; some that no hour divides.
+PRICES: Final = (
+    (2_000_000_000, 2_950_000_000, 40_000_000, 5_000_000, 0),
+    (1_234_567_891, 1, 40_000_000, 0, 5_000_001),
+    (0, 2_950_000_000, 1_234_567_891, 5_000_000, 1_234_567_891),
+)
+CAUSES: Final = (
+    PLATFORMS_DOING,
+    (*PLATFORMS_DOING[:2], api.CAUSE_SCALE_IN),
+    (api.CAUSE_USER_STOP,),
+)
+
+
 @st.composite
 def price_books(draw: st.DrawFn) -> tuple[billing.PriceBook, ...]:
     """One to three, of which each later one comes into force later."""
-    nanos = st.sampled_from((0, 1, 5_000_000, 40_000_000, 2_400_000_000, 1_234_567_891))
-    begins = draw(
-        st.lists(st.integers(START_MS - 20, START_MS + 120), min_size=1, max_size=3, unique=True)
-    )
+    effective_ms = draw(st.integers(START_MS - 20, START_MS + 30))
     made = []
-    for number, effective_ms in enumerate(sorted(begins), 1):
-        table = {
-            state: (
-                draw(st.integers(0, 7)) > 0 if billed else draw(st.integers(0, 3)) == 0,
-                draw(st.sampled_from((0, 4, 15) if ms else (0, 0, 0, 6))),
-            )
-            for state, (billed, ms) in TABLE.items()
-        }
-        causes = (*PLATFORMS_DOING, api.CAUSE_SCALE_IN)
+    for number in range(1, draw(st.integers(1, 3)) + 1):
+        gpu, h100, cpu, memory, storage = draw(st.sampled_from(PRICES))
         made.append(
             price_book(
                 number,
                 effective_ms,
-                table,
-                {"": draw(nanos), **{model: draw(nanos) for model in MODELS[1:2]}},
-                *(draw(nanos) for _ in range(3)),
-                draw(st.sets(st.sampled_from(causes), min_size=2)),
+                draw(st.sampled_from(TABLES)),
+                {"": gpu, MODELS[1]: h100},
+                cpu,
+                memory,
+                storage,
+                draw(st.sampled_from(CAUSES)),
             )
         )
+        effective_ms += draw(st.integers(1, 50))
     return tuple(made)
 
 
-labels = st.dictionaries(st.sampled_from(("team", "run")), st.sampled_from(("a", "b")), max_size=2)
+labels = st.sampled_from(
+    ({}, {"team": "a"}, {"team": "b"}, {"run": "a"}, {"team": "a", "run": "b"})
+)
 
-skus = st.builds(
-    api.Sku,
-    gpu_type=st.sampled_from(MODELS),
-    gpu_milli=st.sampled_from((0, 500, 1000, 8000)),
-    cpu_milli=st.sampled_from((0, 250, 16_000)),
-    memory_bytes=st.sampled_from((0, 2**30, 3_000_000_007)),
+# Of every model some, of a model some sizes; some have no GPU, and one has nothing at all.
+skus = st.sampled_from(
+    [
+        api.Sku(gpu_type=model, gpu_milli=gpus, cpu_milli=cores, memory_bytes=memory)
+        for model in MODELS
+        for gpus, cores, memory in (
+            (500, 250, 2**30),
+            (1000, 250, 0),
+            (8000, 16_000, 3_000_000_007),
+        )
+    ]
+    + [api.Sku(cpu_milli=250, memory_bytes=2**30), api.Sku()]
 )
 
 
