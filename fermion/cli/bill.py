@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -155,26 +156,38 @@ def _period(statement: api.Statement) -> str:
     return f"{start} to {end}"
 
 
-def explained(
-    found: api.ExplainChargeResponse.Explained, books: Sequence[api.PriceBook], currency: str
-) -> str:
-    """A line with each segment that it sums, and the facts that bound them."""
-    line = found.line
-    attempt = f"  attempt {line.attempt}" if line.attempt else ""
-    if line.dimension:
-        head = f"{what(line)}  {state(line.state)}{attempt}  {quantity(line)} at {price(line)}"
-        head += f" = {money.amount(line.amount_nanos, currency)}"
-    else:
-        head = f"free  {state(line.state)}{attempt}  {money.lasted(line.replica_milliseconds)}"
-    rows = show.details(
-        (
-            ("line", line.id),
-            ("labels", show.pairs(dict(line.labels))),
-            ("prices", _version(line.price_version, books)),
+def explained(found: api.ExplainChargeResponse) -> Iterator[str]:
+    """Lines with each segment that they sum, and the facts that bound those; those of one time at once."""
+    books = found.price_books
+    currency = next((book.currency for book in books), "")
+    for _, several in groupby(found.lines, key=_time):
+        group = list(several)
+        first = group[0].line
+        rows = show.details(
+            (
+                *(("line", one.line.id) for one in group),
+                ("labels", show.pairs(dict(first.labels))),
+                ("prices", _version(first.price_version, books)),
+            )
         )
-    )
-    segments = (text for one in found.segments for text in _segment(one, books))
-    return "\n".join((head, *filter(None, (rows,)), *segments))
+        segments = (text for one in group[0].segments for text in _segment(one, books))
+        heads = (_head(one.line, currency) for one in group)
+        yield "\n".join((*heads, *filter(None, (rows,)), *segments))
+
+
+def _time(found: api.ExplainChargeResponse.Explained) -> Sequence[bytes]:
+    """What time a line sums; the dimensions of a replica are paid for over the same."""
+    return [one.SerializeToString(deterministic=True) for one in found.segments]
+
+
+def _head(line: api.Line, currency: str) -> str:
+    """What a line is of, and what it comes to."""
+    attempt = f"  attempt {line.attempt}" if line.attempt else ""
+    about = f"{what(line)}  {state(line.state)}{attempt}"
+    if not line.dimension:
+        return f"{about}  {money.lasted(line.replica_milliseconds)}"
+    costs = money.amount(line.amount_nanos, currency)
+    return f"{about}  {quantity(line)} at {price(line)} = {costs}"
 
 
 def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:

@@ -445,10 +445,8 @@ def _tell(found: api.Statement, output: str) -> None:
 
 
 def _explanation(found: api.ExplainChargeResponse) -> str:
-    currency = next((book.currency for book in found.price_books), "")
-    parts = [bill.explained(one, found.price_books, currency) for one in found.lines]
     rows = (("disputed", ", ".join(found.disputed)), *bill.cut(found.cut))
-    return "\n\n".join(filter(None, (*parts, show.details(rows))))
+    return "\n\n".join(filter(None, (*bill.explained(found), show.details(rows))))
 
 
 def _sentence(said: str) -> str:

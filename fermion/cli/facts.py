@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.billing.v1 import events_pb2 as billing_events
+from fermion.api.billing.v1 import resources_pb2 as billing
 from fermion.api.instances.v1 import events_pb2 as instance_events
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import events_pb2 as journal_events
@@ -17,7 +18,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from fermion.api.workload.v1 import resources_pb2 as workload
-from fermion.cli import show
+from fermion.cli import money, show
 from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
@@ -146,6 +147,10 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
             parts += _witnessed(fact, value)
         elif isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
+        elif isinstance(value, workload.Money):
+            parts.append(f"{field.name}={money.amount(value.nanos, value.currency)}")
+        elif isinstance(value, billing.PriceBook):
+            parts.append(value.version)
         elif isinstance(value, projects.Limits):
             bounds = show.amounts(value).items()
             parts += [f"{show.dimension(name)} {show.amount(name, n)}" for name, n in bounds]

@@ -387,6 +387,16 @@ def test_a_file_without_a_cut_is_refused(
 
 def explanation() -> api.ExplainChargeResponse:
     paid, free = lines()
+    core = api.Line(
+        id="lin_3",
+        attempt=1,
+        state=api.BILLABLE_STATE_RUNNING,
+        dimension=api.DIMENSION_CPU,
+        price_version="2026-01",
+        price_nanos=40_000_000,
+        quantity=str(3_600_000 * 1000),
+        amount_nanos=40_000_000,
+    )
     source = {"journal": EXECUTOR, "evidence": workload.EVIDENCE_CLASS_RECORDED}
     started = api.Evidence(type="ReplicaStarted", position=16, occurred_time=stamp(NOON), **source)
     lost = api.Evidence(
@@ -428,6 +438,7 @@ def explanation() -> api.ExplainChargeResponse:
     return api.ExplainChargeResponse(
         lines=[
             explained(line=paid, segments=[ran]),
+            explained(line=core, segments=[ran]),
             explained(line=free, segments=[held, drained]),
         ],
         cut=statement().cut,
@@ -443,7 +454,9 @@ def test_a_charge_is_explained_down_to_the_facts_and_why_other_time_is_free(
     at = {minutes: show.moment(stamp(NOON + timedelta(minutes=minutes))) for minutes in (-1, 0, 60)}
     assert capsys.readouterr().out.splitlines() == [
         "GPU A100-80GB  running  attempt 1  1.500139 GPU-h at 1.80 = 2.70025 USD",
+        "CPU  running  attempt 1  1.00 core-h at 0.04 = 0.04 USD",
         "  line          lin_1",
+        "  line          lin_3",
         "  prices        2026-01",
         f"  {at[0]} to {at[60]}  1h  rep_1 run 0",
         f"    ReplicaStarted  {at[0]}  {EXECUTOR}:16  recorded by the cluster",
@@ -494,7 +507,7 @@ def test_one_line_of_a_statement_is_explained_as_of_its_cut(
     kept.write_text(show.to_json(show.plain(statement())))
     words = ["--line", "lin_1", "--cut", str(kept), "-o", "name"]
     assert run(["cost", "explain", LAB, *words]) == 0
-    assert capsys.readouterr().out == "lin_1\nlin_2\n"
+    assert capsys.readouterr().out == "lin_1\nlin_3\nlin_2\n"
     found = asked(lab, "ExplainCharge")
     assert (found["line"], found["start_time"]) == ("lin_1", "2026-11-01T00:00:00Z")
     assert "sources" in str(found["cut"])
