@@ -28,7 +28,9 @@ WITH life AS (
      WHERE (p_project IS NULL OR r.project = p_project)
        AND (p_owner IS NULL OR r.owner = p_owner)
        AND (p_workload IS NULL OR r.workload = p_workload)
-       AND coalesce(r.released_ms, 9223372036854775807) >= p_from
+       -- At an older cut it was not released yet, whenever that was.
+       AND (coalesce(r.released_ms, 9223372036854775807) >= p_from
+            OR r.released_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
        AND p_caps ? r.cluster
        AND r.subject_position <= coalesce((p_cut ->> r.cluster)::bigint, 9223372036854775807)
 ),
@@ -69,7 +71,18 @@ runs AS (
            CASE WHEN coalesce(c.ended, lead(c.start) OVER one) IS NOT NULL
                 THEN greatest(c.start, least(c.ended, lead(c.start) OVER one)) END AS stop
       FROM corrected AS c
-    WINDOW one AS (PARTITION BY c.uid ORDER BY c.run)
+    WINDOW one AS (PARTITION BY c.uid ORDER BY c.start, c.run)
+),
+-- Nobody knows whether it lives: until it is found, or another run of it starts.
+gaps AS (
+    SELECT g.replica AS uid, g.lost_ms AS lost,
+           least(
+               CASE WHEN g.found_position <= r.cut THEN g.found_ms END,
+               (SELECT min(u.start) FROM runs AS u WHERE u.uid = r.uid AND u.start > g.lost_ms)
+           ) AS found
+      FROM replicas AS r
+      JOIN gap AS g ON g.replica = r.uid
+     WHERE g.lost_position <= r.cut
 ),
 spans AS (
     SELECT u.uid, u.run, 1 AS state, u.start AS first, least(coalesce(u.stop, u.cap), u.cap) AS last,
@@ -83,11 +96,10 @@ spans AS (
       LEFT JOIN runs AS u ON u.uid = r.uid AND u.place = 1
      WHERE r.scheduled < least(u.start, r.released, r.cap)
      UNION ALL
-    SELECT u.uid, -1, 5, u.stop, least(u.following, u.cap),
-           u.following IS NULL OR u.following > u.cap
+    SELECT u.uid, -1, 5, u.stop, least(u.following, u.released, u.cap),
+           coalesce(u.following, u.released) IS NULL OR coalesce(u.following, u.released) > u.cap
       FROM runs AS u
-     WHERE u.stop < least(u.following, u.cap)
-       AND (u.following IS NOT NULL OR u.released IS NULL)
+     WHERE u.stop < least(u.following, u.released, u.cap)
      UNION ALL
     SELECT v.uid, -1, 7, v.bound_ms, least(v.deleted, v.cap), v.deleted IS NULL OR v.deleted > v.cap
       FROM (SELECT w.uid, w.bound_ms,
@@ -99,7 +111,8 @@ spans AS (
              WHERE (p_project IS NULL OR w.project = p_project)
                AND (p_owner IS NULL OR w.owner = p_owner)
                AND p_workload IS NULL
-               AND coalesce(w.deleted_ms, 9223372036854775807) >= p_from
+               AND (coalesce(w.deleted_ms, 9223372036854775807) >= p_from
+                    OR w.deleted_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
                AND p_caps ? w.cluster
                AND w.bound_position
                    <= coalesce((p_cut ->> w.cluster)::bigint, 9223372036854775807)) AS v
@@ -134,12 +147,11 @@ points AS (
             UNION
            SELECT r.drain WHERE s.state = 1
             UNION
-           SELECT unnest(ARRAY[g.lost_ms, g.found_ms]) FROM gap AS g
-            WHERE s.state = 1 AND g.replica = s.uid AND g.lost_position <= r.cut
+           SELECT unnest(ARRAY[g.lost, g.found]) FROM gaps AS g
+            WHERE s.state = 1 AND g.uid = s.uid
             UNION
-           SELECT g.lost_ms + f.free_ms FROM gap AS g, rule AS f
-            WHERE s.state = 1 AND g.replica = s.uid AND g.lost_position <= r.cut
-              AND f.state = 6 AND f.number <= p_book
+           SELECT g.lost + f.free_ms FROM gaps AS g, rule AS f
+            WHERE s.state = 1 AND g.uid = s.uid AND f.state = 6 AND f.number <= p_book
      ) AS p
      WHERE p.at = s.from_ms OR (p.at > s.from_ms AND p.at < s.last)
 ),
@@ -165,20 +177,19 @@ stated AS (
       LEFT JOIN replicas AS r ON r.uid = p.uid
      CROSS JOIN LATERAL (
            SELECT k.number FROM price_book AS k
-            WHERE k.effective_ms <= p.begin AND k.number <= p_book
+            WHERE (k.number = 1 OR k.effective_ms <= p.begin) AND k.number <= p_book
             ORDER BY k.number DESC LIMIT 1
      ) AS b
       LEFT JOIN LATERAL (
-           SELECT max(h.lost_ms) AS lost FROM gap AS h
-            WHERE p.state = 1 AND h.replica = p.uid AND h.lost_position <= r.cut
-              AND h.lost_ms <= p.begin
-              AND (h.found_position IS NULL OR h.found_position > r.cut OR p.begin < h.found_ms)
+           SELECT min(h.lost) AS lost FROM gaps AS h
+            WHERE p.state = 1 AND h.uid = p.uid AND h.lost <= p.begin
+              AND (h.found IS NULL OR p.begin < h.found)
      ) AS g ON true
 )
 SELECT s.uid, s.run, s.what,
        f.billed
            AND coalesce(s.purchase, v.purchase) IS DISTINCT FROM 4
-           AND s.begin >= f.free_ms + CASE s.what WHEN 6 THEN greatest(s.lost, s.first)
+           AND s.begin >= f.free_ms + CASE s.what WHEN 6 THEN s.lost
                                                   WHEN 2 THEN greatest(s.drain, s.first)
                                                   WHEN 3 THEN greatest(s.drain, s.first)
                                                   ELSE s.first END,

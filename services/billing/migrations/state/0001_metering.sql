@@ -58,6 +58,7 @@ CREATE TABLE replica (
 );
 CREATE INDEX replica_project
     ON replica (project, coalesce(released_ms, 9223372036854775807));
+CREATE INDEX replica_released ON replica (project, released_position);
 CREATE INDEX replica_owner ON replica (owner);
 CREATE INDEX replica_workload ON replica (workload);
 CREATE INDEX replica_cluster ON replica (cluster);
@@ -146,6 +147,7 @@ CREATE TABLE volume (
     deleted_evidence integer
 );
 CREATE INDEX volume_project ON volume (project, coalesce(deleted_ms, 9223372036854775807));
+CREATE INDEX volume_deleted ON volume (project, deleted_position);
 CREATE INDEX volume_owner ON volume (owner);
 CREATE INDEX volume_cluster ON volume (cluster);
 
