@@ -35,6 +35,9 @@ _WORDS: Final = {
     "or a digit, at most 63",
     "([*]|[A-Za-z0-9][A-Za-z0-9._-]{0,62})": "must be `*`, or letters, digits and `._-`, beginning "
     "with a letter or a digit, at most 63",
+    "[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?": "must be lower-case letters, digits and `._-`, beginning "
+    "and ending with a letter or a digit, at most 63",
+    "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "must be a UUID",
     "[A-Z][A-Z0-9_]{0,62}": "must be upper-case letters, digits and `_`, beginning with a letter, "
     "at most 63",
     "[A-Z]{3}": "must be three upper-case letters",

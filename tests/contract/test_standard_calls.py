@@ -14,10 +14,13 @@ ROW = re.compile(r"^\| `(\w+)` \| ([\w, ]+) \| (.+) \|$", re.MULTILINE)
 VERBS = ("Create", "Get", "List", "Watch", "Update", "Delete")
 RESOURCES = (
     *("User", "Project", "Member", "Token", "SigningKey", "Quota", "Cluster"),
-    *("Instance", "Template", "QueuedWorkload", "Replica", "ParkedFact"),
+    *("Instance", "Template", "QueuedWorkload", "Replica", "ParkedFact", "PriceBook"),
 )
 # A call that begins so changes nothing.
-READS = ("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit", "Explain", "Outlook")
+READS = (
+    *("Get", "List", "Watch", "Read", "Stream", "WhoAmI", "Audit"),
+    *("Explain", "Outlook", "Estimate"),
+)
 
 
 def calls() -> dict[str, MethodDescriptor]:
@@ -81,5 +84,5 @@ def test_every_resource_that_is_listed_or_got_is_held_to_the_standard() -> None:
         if (match := re.fullmatch(r"(?:Create|Update|Delete|List|Watch|Set)(\w+)", name))
     }
     # What is no resource: facts are read as they were said, use is measured, holdings are summed,
-    # and a queue is the order of what waits in it.
-    assert nouns - {"Fact", "Usage", "Holding", "Queue"} == set(RESOURCES) - {"SigningKey"}
+    # a queue is the order of what waits in it, and a cost is a sum.
+    assert nouns - {"Fact", "Usage", "Holding", "Queue", "Cost"} == set(RESOURCES) - {"SigningKey"}
