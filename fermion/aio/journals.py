@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fermion.aio.client import AsyncLine
 
 # Services that have a journal, in the order of the walk of a call.
-SERVICES = ("projects", "instances", "scheduler", "executor")
+SERVICES = ("projects", "instances", "scheduler", "executor", "billing")
 
 
 class Journals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.billing import v1 as api
 from fermion.api.workload import v1 as workload
-from fermion.cli import money, show
+from fermion.cli import facts, money, show
 from fermion.cli.show import Column
 
 STATES: Final[Mapping[int, str]] = {
@@ -32,6 +33,8 @@ FREE: Final[Mapping[int, str]] = {
     api.BILLABLE_STATE_UNREACHABLE: "nobody knew whether it lived",
     api.BILLABLE_STATE_STORAGE: "its volume was there",
 }
+# A segment's code where prices have no part in it.
+PLATFORM_WORK: Final = "PLATFORM_WORK"
 # Of each dimension: how it is called, the hour of its unit, and how many of what is counted are one.
 DIMENSIONS: Final[Mapping[int, tuple[str, str, int]]] = {
     api.DIMENSION_GPU: ("GPU", "GPU-h", money.MILLI),
@@ -153,26 +156,38 @@ def _period(statement: api.Statement) -> str:
     return f"{start} to {end}"
 
 
-def explained(
-    found: api.ExplainChargeResponse.Explained, books: Sequence[api.PriceBook], currency: str
-) -> str:
-    """A line with each segment that it sums, and the facts that bound them."""
-    line = found.line
-    attempt = f"  attempt {line.attempt}" if line.attempt else ""
-    if line.dimension:
-        head = f"{what(line)}  {state(line.state)}{attempt}  {quantity(line)} at {price(line)}"
-        head += f" = {money.amount(line.amount_nanos, currency)}"
-    else:
-        head = f"free  {state(line.state)}{attempt}  {money.lasted(line.replica_milliseconds)}"
-    rows = show.details(
-        (
-            ("line", line.id),
-            ("labels", show.pairs(dict(line.labels))),
-            ("prices", _version(line.price_version, books)),
+def explained(found: api.ExplainChargeResponse) -> Iterator[str]:
+    """Lines with each segment that they sum, and the facts that bound those; those of one time at once."""
+    books = found.price_books
+    currency = next((book.currency for book in books), "")
+    for _, several in groupby(found.lines, key=_time):
+        group = list(several)
+        first = group[0].line
+        rows = show.details(
+            (
+                *(("line", one.line.id) for one in group),
+                ("labels", show.pairs(dict(first.labels))),
+                ("prices", _version(first.price_version, books)),
+            )
         )
-    )
-    segments = (text for one in found.segments for text in _segment(one, books))
-    return "\n".join((head, *filter(None, (rows,)), *segments))
+        segments = (text for one in group[0].segments for text in _segment(one, books))
+        heads = (_head(one.line, currency) for one in group)
+        yield "\n".join((*heads, *filter(None, (rows,)), *segments))
+
+
+def _time(found: api.ExplainChargeResponse.Explained) -> Sequence[bytes]:
+    """What time a line sums; the dimensions of a replica are paid for over the same."""
+    return [one.SerializeToString(deterministic=True) for one in found.segments]
+
+
+def _head(line: api.Line, currency: str) -> str:
+    """What a line is of, and what it comes to."""
+    attempt = f"  attempt {line.attempt}" if line.attempt else ""
+    about = f"{what(line)}  {state(line.state)}{attempt}"
+    if not line.dimension:
+        return f"{about}  {money.lasted(line.replica_milliseconds)}"
+    costs = money.amount(line.amount_nanos, currency)
+    return f"{about}  {quantity(line)} at {price(line)} = {costs}"
 
 
 def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:
@@ -184,30 +199,28 @@ def _segment(one: api.Segment, books: Sequence[api.PriceBook]) -> Iterator[str]:
     )
     if not one.billed:
         yield f"    free: {why(one, books)}"
-    elif one.why:
-        yield f"    ended by: {_code(one.why)}"
     for fact in one.evidence:
         known = EVIDENCE.get(fact.evidence)
         yield (
-            f"    {fact.type}  {show.when(fact.occurred_time)}  {fact.journal}:{fact.position}"
-            + (f"  {known}" if known else "")
+            f"    {fact.type}  {show.when(fact.occurred_time)}  "
+            f"{facts.short(fact.journal)}:{fact.position}" + (f"  {known}" if known else "")
         )
 
 
 def why(segment: api.Segment, books: Iterable[api.PriceBook]) -> str:
     """Why a segment costs nothing, by the table of the prices that were in force."""
+    if segment.why == PLATFORM_WORK:
+        return "it is the platform's own work"
     happened = FREE.get(segment.state, state(segment.state))
-    said = f" ({_code(segment.why)})" if segment.why else ""
     for book in books:
         rule = next((one for one in book.states if one.state == segment.state), None)
         if book.number != segment.price_book or rule is None:
             continue
         if not rule.billed:
-            return f"{happened}, which costs nothing by prices {book.version}{said}"
+            return f"{happened}, which costs nothing by prices {book.version}"
         if rule.free.ToMilliseconds():
-            first = _free(rule.free)
-            return f"{happened}; the first {first} are free by prices {book.version}{said}"
-    return f"{happened}{said}"
+            return f"{happened}; the first {_free(rule.free)} are free by prices {book.version}"
+    return f"{happened} ({segment.why.replace('_', ' ').lower() or 'no reason is given'})"
 
 
 def rule(found: api.StateRule) -> str:
@@ -223,13 +236,9 @@ def _free(span: Duration) -> str:
     return money.lasted(span.ToMilliseconds())
 
 
-def _code(code: str) -> str:
-    return code.replace("_", " ").lower()
-
-
 def _version(version: str, books: Sequence[api.PriceBook]) -> str:
     found = next((one for one in books if one.version == version), None)
-    if found is None or not found.HasField("effective_time"):
+    if found is None or not found.effective_time.seconds:
         return version
     return f"{version}, in force from {show.moment(found.effective_time)}"
 

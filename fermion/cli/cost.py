@@ -34,6 +34,8 @@ GROUPS: Final[Mapping[str, api.GroupBy.ValueType]] = {
     "label": api.GROUP_BY_LABEL,
 }
 GROUPS_MAX: Final = 3
+# Stands for every project.
+ALL: Final = "-"
 # Owners are asked for anew after so long, by the platform's clock; their bars are so wide.
 OWNERS_MS: Final = 2000
 BAR_COLUMNS: Final = 20
@@ -82,22 +84,26 @@ def now(
         tuple[str, ...],
         Parameter(help="project, user, owner, kind, day or label=KEY; up to three times [owner]."),
     ] = (),
+    all_projects: Annotated[
+        bool, Parameter(help="Of all projects, which takes an admin of the platform.")
+    ] = False,
     period: Period = Period(),
     options: Options = Options(),
 ) -> None:
     """
     Show what a project has cost: settled, accruing since, and by the hour as it runs now.
 
-    What is settled falls only by a correction; what is accruing is an estimate. Of all projects
-    with -p -, which takes an admin of the platform. For example:
+    What is settled falls only by a correction; what is accruing is an estimate. For example:
 
         fermion cost now --by owner --by day
         fermion cost now --by label=team --month 2026-11
     """
-    groups, label = _groups(by or ("owner",))
+    groups, label = _groups(by or (("project",) if all_projects else ("owner",)))
     start, end = period.of()
+    if all_projects and options.project:
+        raise read.unfit("--all-projects", "does not go with --project", "Say one of them.")
     with options.client() as client:
-        project = options.project_of(client)
+        project = ALL if all_projects else options.project_of(client)
         found = client.costs.get(
             project, [GROUPS[name] for name in groups], label=label, start=start, end=end
         )
@@ -251,7 +257,7 @@ def estimate(
 
     For example:
 
-        fermion cost estimate --gpu 1 --gpu-type A100-80GB --memory 32GiB --max-duration 8h
+        fermion cost estimate --gpu 1 --memory 32GiB --max-duration 8h
     """
     if not (gpu or cpu or memory or storage):
         raise read.unfit(
@@ -439,10 +445,8 @@ def _tell(found: api.Statement, output: str) -> None:
 
 
 def _explanation(found: api.ExplainChargeResponse) -> str:
-    currency = next((book.currency for book in found.price_books), "")
-    parts = [bill.explained(one, found.price_books, currency) for one in found.lines]
     rows = (("disputed", ", ".join(found.disputed)), *bill.cut(found.cut))
-    return "\n\n".join(filter(None, (*parts, show.details(rows))))
+    return "\n\n".join(filter(None, (*bill.explained(found), show.details(rows))))
 
 
 def _sentence(said: str) -> str:

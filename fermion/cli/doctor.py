@@ -37,6 +37,7 @@ HEALTH: Final = {
     "instances": "fermion.api.instances.v1.InstanceService",
     "scheduler": "fermion.api.scheduler.v1.QueueService",
     "executor": "fermion.api.executor.v1.RuntimeService",
+    "billing": "fermion.api.billing.v1.CostService",
 }
 DISK_BYTES_MIN: Final = 2**30
 SKEW_SECONDS_MAX: Final = 2.0

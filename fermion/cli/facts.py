@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.billing.v1 import events_pb2 as billing_events
+from fermion.api.billing.v1 import resources_pb2 as billing
 from fermion.api.instances.v1 import events_pb2 as instance_events
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import events_pb2 as journal_events
@@ -17,7 +18,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from fermion.api.workload.v1 import resources_pb2 as workload
-from fermion.cli import show
+from fermion.cli import money, show
 from fermion.cli.table import Title
 
 # Importing them makes their facts known to the descriptor pool.
@@ -98,8 +99,8 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     meta = fact.meta
     uid = fact.stream.split("/", 1)[-1]
     subject = names.get(uid, uid)
-    journal = fact.journal if wide else _cut(fact.journal)
-    of = meta.cause_journal if wide else _cut(meta.cause_journal)
+    journal = fact.journal if wide else short(fact.journal)
+    of = meta.cause_journal if wide else short(meta.cause_journal)
     # What a service does by itself has neither.
     asked = f"request {meta.request_id}" if wide else "a request"
     cause = f"{of}:{meta.cause_position}" if of else asked if meta.request_id else "-"
@@ -114,7 +115,7 @@ def cells(fact: api.Record, names: Mapping[str, str], wide: bool, about: bool) -
     )
 
 
-def _cut(journal: str) -> str:
+def short(journal: str) -> str:
     """A journal's name; on a terminal the uid of a cluster in it is cut short."""
     if not sys.stdout.isatty():
         return journal
@@ -146,6 +147,10 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
             parts += _witnessed(fact, value)
         elif isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
+        elif isinstance(value, workload.Money):
+            parts.append(f"{field.name}={money.amount(value.nanos, value.currency)}")
+        elif isinstance(value, billing.PriceBook):
+            parts.append(value.version)
         elif isinstance(value, projects.Limits):
             bounds = show.amounts(value).items()
             parts += [f"{show.dimension(name)} {show.amount(name, n)}" for name, n in bounds]

@@ -84,7 +84,8 @@ def of(client: Client, journals: Sequence[str], project: str, uid: str) -> Seque
         )
     for fact in found:
         streams.holds(fact)
-    for journal in (*_of("instances", journals), *_of("scheduler", journals)):
+    deciding = [one for of in ("instances", "scheduler", "billing") for one in _of(of, journals)]
+    for journal in deciding:
         for stream in streams.declared:
             found += client.journals.facts(journal, project, stream)
     for journal in _of("executor", journals):

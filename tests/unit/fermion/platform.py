@@ -57,7 +57,13 @@ class Platform:
     position: int = 0
     running: Running = field(default_factory=Running)
     # Those that it holds beside one, b/0, that has a reader.
-    journals: Sequence[str] = ("executor/" + "k" * 26, "scheduler/0", "instances/0", "projects/0")
+    journals: Sequence[str] = (
+        "billing/0",
+        "executor/" + "k" * 26,
+        "scheduler/0",
+        "instances/0",
+        "projects/0",
+    )
     waiting: Waiting = field(default_factory=Waiting)
     billed: Billed = field(default_factory=Billed)
     # Of all journals, in the order in which they were recorded.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fermion
+from fermion.api.billing import v1 as billing
 from fermion.api.instances import v1 as api
 from fermion.api.journal import v1 as journal
 from fermion.api.projects import v1 as projects
@@ -113,6 +114,27 @@ def test_the_state_then_is_that_of_the_instance_whose_history_is_shown(
     assert "it was not there" in capsys.readouterr().out
     assert run(["events", "list", "ga", "--as-of", "1970-01-01T00:02:05Z"]) == 0
     assert "it was:" in capsys.readouterr().out
+
+
+def test_what_billing_says_of_a_workload_is_a_part_of_its_history(
+    twice: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amount = workload.Money(currency="USD", nanos=1_250_000_001)
+    limit = workload.Money(currency="USD", nanos=1_250_000_000)
+    reached = billing.CostLimitReached(uid="wkl_2", amount=amount, limit=limit)
+    twice.state("billing/0", "workload/wkl_2", reached, 130)
+    assert listed(capsys, "ga")[-1] == ("10", "wkl_2")
+    assert run(["events", "list", "ga"]) == 0
+    assert "amount=1.25 USD limit=1.25 USD" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_prices_are_a_part_of_the_history_of_the_platform(
+    twice: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prices = billing.PricesPublished(price_book=billing.PriceBook(version="2026-02"))
+    twice.state("billing/0", "prices/book", prices, 130, project="_")
+    assert run(["events", "list", "--platform"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  2026-02")
 
 
 @pytest.fixture
