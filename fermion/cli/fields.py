@@ -27,6 +27,7 @@ OPTION_OF: Mapping[str, str] = {
     "instance.spec.restart_policy.mode": "--restart",
     "instance.spec.restart_policy.restarts_max": "--restarts-max",
     "instance.spec.max_duration": "--max-duration",
+    "instance.spec.max_cost": "--max-cost",
     "quota.limits.gpu_milli": "--gpu",
     "quota.limits.cpu_milli": "--cpu",
     "quota.limits.memory_bytes": "--memory",
