@@ -1,4 +1,4 @@
-"""What others say to the scheduler: modules what shall run, projects how much, executors what became."""
+"""What others say to the scheduler: what shall run, how much may, what became of it, what it costs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis.envelope import Recorded
 from chassis.journal import Write
 from chassis.readers import Reaction
+from fermion.api.billing import v1 as billing
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from services.scheduler import aggregate, books
@@ -57,6 +58,22 @@ class Declarations:
             case workload.VolumeWithdrawn() as said:
                 delete = partial(aggregate.withdraw_volume, cause=said.cause)
                 return [Reaction((f"volume/{said.uid}",), aggregate.fold_volume, delete)]
+            case _:
+                return []
+
+
+class CostLimits:
+    """Takes down what has cost what it may, as billing finds."""
+
+    name = "scheduler/billing"
+    source = "billing"
+    handles = frozenset({billing.CostLimitReached.DESCRIPTOR.full_name})
+
+    async def react(self, fact: Recorded) -> Sequence[Reaction]:
+        """Decide on the workload that it is about."""
+        match fact.message:
+            case billing.CostLimitReached(uid=uid):
+                return [Reaction((f"workload/{uid}",), aggregate.fold, aggregate.exhaust)]
             case _:
                 return []
 
