@@ -251,7 +251,7 @@ FAULTS = [
     ("p.begin < h.found", "p.begin <= h.found"),
     ("AND s.begin >= f.free_ms", "AND s.begin > f.free_ms"),
     ("AND c.resized AND c.at_ms <= s.begin", "AND c.resized AND c.at_ms < s.begin"),
-    ("WHERE u.start < u.cap", "WHERE u.start <= u.cap"),
+    ("AND NOT c.resized AND c.at_ms <= s.begin", "AND NOT c.resized AND c.at_ms < s.begin"),
     ("u.end_position <= r.cut", "u.end_position < r.cut"),
 ]
 

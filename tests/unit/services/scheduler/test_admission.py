@@ -13,6 +13,7 @@ from services.scheduler.admission import (
     EXPIRED,
     UNHONOURED,
     VOLUME_GONE,
+    VOLUME_SIZE,
     Admit,
     Refuse,
     Release,
@@ -658,6 +659,18 @@ def test_a_workload_that_waits_for_a_volume_that_goes_is_refused() -> None:
     world.turn()
     world.store(stored("vol_1", withdrawn=True))
     assert world.turn() == [Refuse("waits", VOLUME_GONE)]
+
+
+def test_a_mount_of_another_size_than_the_volume_was_declared_with_is_refused() -> None:
+    world = World.of(node("n"))
+    size = stored("vol_1").size_bytes
+    same, other = (("vol_1", size),), (("vol_1", size), ("vol_1", size + 1))
+    world.declare(mounting("same", "vol_1", sizes=same), mounting("other", "vol_1", sizes=other))
+    assert world.turn() == []
+    world.store(stored("vol_1"))
+    told = world.turn()
+    assert Refuse("other", VOLUME_SIZE) in told
+    assert "same" in {decision.uid for decision in told if isinstance(decision, Admit)}
 
 
 # What will never run, and what may not run there.
