@@ -81,9 +81,11 @@ def test_in_whichever_order_things_are_put_the_decisions_are_the_same(
         other = World()
         other.state.limit(world.state.quotas.projects, world.state.quotas.limits)
         for uid, nodes in sorted(world.state.clusters.items(), reverse=True):
+            # Also where no node of it is left: what wants nothing fits there.
+            there = other.state.nodes(uid)
             for name in sorted(nodes.nodes, reverse=True):
                 if nodes.nodes[name].known:
-                    other.state.nodes(uid).put(nodes.nodes[name].shape)
+                    there.put(nodes.nodes[name].shape)
         shuffled = list(world.works.values())
         random.shuffle(shuffled)  # type: ignore[attr-defined]
         other.declare(*shuffled)
