@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-TESTS := $(wildcard tests/unit tests/conformance tests/contract tests/integration tests/e2e)
+# The long ones first, so that the two at a time come to their end together.
+TESTS := $(wildcard tests/e2e tests/integration tests/conformance tests/contract tests/unit)
 SLOW := $(wildcard tests/chaos)
 
 .PHONY: help setup demo up down test test-all check generate lock bench clean
@@ -34,7 +35,7 @@ down: setup ## Stop a platform that runs
 	@$(BIN)/fermion down
 
 test: setup ## Run the tests (a few minutes)
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-all: test ## Also the slow tiers
 	@[ -z "$(SLOW)" ] || $(BIN)/python -m pytest $(SLOW)

@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ from chassis.refusals import (
     Violation,
 )
 from chassis.relay import Relay
-from chassis.remote import LocalLog, RemoteLog, channel_to
+from chassis.remote import LocalLog, Peer, RemoteLog, channel_to
 from chassis.rpc import Reached, Server, door
 from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
@@ -177,7 +178,7 @@ class Process:
         self.begin(self._callers.run(), "callers", group)
         for part in self._parts:
             assert part.wired is not None
-            for consumer in part.wired.consumers:
+            for consumer in self._heard(part):
                 if self._targets[consumer.source].shard is None:
                     self._read(part, consumer, f"{consumer.source}/0", group)
         self.begin(self._read_enrolled(group), "enrolled journals", group)
@@ -270,6 +271,7 @@ class Process:
             settings=part.settings,
             book=part.book,
             lease=lease,
+            peer=partial(self._peer, part),
             signing_key=SigningKey.load(path) if path != Path() else None,
         )
 
@@ -294,6 +296,20 @@ class Process:
         return Callers(
             Feed(CALLERS_JOURNAL, log, None if own else bus, registry), self._clock, keys
         )
+
+    def _heard(self, part: Part) -> Iterator[Consumer | Folder]:
+        """
+        What of a service reads a journal that there is here.
+
+        A platform may do without a service that another one reads by its target, and what that one
+        would do because of it is not done then. A source that no target names is a mistake.
+        """
+        assert part.wired is not None
+        for consumer in part.wired.consumers:
+            if consumer.source in self._targets or consumer.source not in part.target.reads:
+                yield consumer
+            else:
+                _log.info("%s reads nobody: no %s here", consumer.name, consumer.source)
 
     def _read(
         self, part: Part, consumer: Consumer | Folder, journal: str, group: asyncio.TaskGroup
@@ -330,14 +346,18 @@ class Process:
         """Where a journal's old facts come from: this process's own, or its owner's call."""
         if journal == reader.journal.name:
             return LocalLog(reader.journal), reader.bus
-        service = journal.split("/")[0]
+        peer = self._peer(reader, journal.split("/")[0])
+        return RemoteLog(peer.channel, journal, peer.token, registry), reader.bus
+
+    def _peer(self, asking: Part, service: str) -> Peer:
+        """Another service, at the address that the settings give for it, asked as this one."""
         own = f"FERMION_ADDRESS_{service.upper()}"
         variable = own if self._environment.get(own) else "FERMION_ADDRESS"
         addresses = self._environment.get(own) or self.common.address
         channel = self._channels.get(addresses)
         if channel is None:
             channel = self._channels[addresses] = channel_to(variable, addresses)
-        token = self.common.service_tokens / f"{reader.target.name}.token"
+        token = self.common.service_tokens / f"{asking.target.name}.token"
 
         def read_token() -> str:
             try:
@@ -349,7 +369,7 @@ class Process:
                     next_step="Name the folder of the services' tokens in FERMION_SERVICE_TOKENS.",
                 ) from error
 
-        return RemoteLog(channel, journal, read_token, registry), reader.bus
+        return Peer(service, channel, read_token)
 
     def _make_server(self) -> Server:
         hosted = {

@@ -1,10 +1,12 @@
-"""Old facts of other services: their ReadLog call, and one's own journal read the same way."""
+"""What other services are asked: their old facts, by ReadLog or from here, and what they tell."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc.aio
 
@@ -15,6 +17,9 @@ from chassis.journal import Journal, Page
 from chassis.refusals import Unavailable
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 READ_SECONDS_MAX = 10.0
 CHANNEL_OPTIONS = (
@@ -51,6 +56,32 @@ def _family(host: str) -> int:
         return ipaddress.ip_address(host).version
     except ValueError:
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another service, asked with a SERVICE token: such a caller reads anywhere and writes nowhere."""
+
+    service: str
+    channel: grpc.aio.Channel
+    token: Callable[[], str]
+
+    async def ask(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Asked, Answer],
+        request: Asked,
+        seconds: float,
+    ) -> Answer:
+        """Ask, and wait for so long; `Unavailable` (PEER_UNANSWERED) where nothing can be had."""
+        metadata = (("authorization", f"Bearer {self.token()}"),)
+        try:
+            return await method(request, metadata=metadata, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(
+                "PEER_UNANSWERED",
+                f"{self.service} does not answer: {error.code().name} {error.details()}",
+                service=self.service,
+            ) from error
 
 
 class LocalLog:

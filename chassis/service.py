@@ -17,6 +17,7 @@ from chassis.lease import Lease
 from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.readers import Consumer, Folder
+from chassis.remote import Peer
 
 Settings = TypeVar("Settings")
 
@@ -35,6 +36,8 @@ class Kernel(Generic[Settings]):
     book: Book
     # Makes a lease of this service by its name, and keeps it from when the loops begin.
     lease: Callable[[str], Lease]
+    # Another service by its name, to read what it tells.
+    peer: Callable[[str], Peer]
     # The platform's private key; only where the settings name its file.
     signing_key: SigningKey | None = None
 

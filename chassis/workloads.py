@@ -19,6 +19,7 @@ OUTPUTS: Final = "outputs"
 PLACEMENT: Final = "placement"
 PREEMPTION: Final = "preemption"
 PROBES: Final = "probes"
+PURPOSES: Final = "purposes"
 RANKS: Final = "ranks"
 RESERVATIONS: Final = "reservations"
 ROUTES: Final = "routes"
@@ -27,7 +28,8 @@ SHARED_GPUS: Final = "shared-gpus"
 VOLUMES: Final = "volumes"
 FEATURES: Final = (
     *(ARTIFACTS, ATTACH, BUILD_ISOLATION, CHECKPOINTS, COMPANIONS, EGRESS, IDENTITY, OUTPUTS),
-    *(PLACEMENT, PREEMPTION, PROBES, RANKS, RESERVATIONS, ROUTES, SECRETS, SHARED_GPUS, VOLUMES),
+    *(PLACEMENT, PREEMPTION, PROBES, PURPOSES, RANKS, RESERVATIONS, ROUTES, SECRETS, SHARED_GPUS),
+    VOLUMES,
 )
 
 # Reason of a replica whose main ended and is run again after a wait; `ReplicaPending` says it.
@@ -51,6 +53,9 @@ def needs(workload: api.Workload) -> Iterator[tuple[str, str]]:
 
     A field that asks for nothing special is not named; images and resources are matched apart.
     """
+    if workload.purpose:
+        # Beside the main workload, for which its owner's module has to do something of its own.
+        yield PURPOSES, "purpose"
     if workload.HasField("attach"):
         yield ATTACH, "attach"
     if workload.egress:

@@ -13,7 +13,7 @@ import pytest
 
 from chassis.embedded import Nats, Postgres
 
-SERVICES = ("projects", "instances", "scheduler", "executor", "sample", "other")
+SERVICES = ("projects", "instances", "scheduler", "executor", "billing", "sample", "other")
 # The one cluster of tests that have any.
 CLUSTER = "0" * 25 + "1"
 SHARDS = {"executor": CLUSTER}

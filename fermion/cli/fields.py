@@ -37,6 +37,7 @@ OPTION_OF: Mapping[str, str] = {
     "workload.max_duration": "--max-duration",
     "storage_bytes": "--storage",
     "price_book.effective_time": "--effective",
+    "instance.spec.max_cost": "--max-cost",
     "quota.limits.gpu_milli": "--gpu",
     "quota.limits.cpu_milli": "--cpu",
     "quota.limits.memory_bytes": "--memory",

@@ -343,6 +343,9 @@ def _details(instance: api.Instance) -> str:
     resources = spec.resources
     exit_code = str(status.exit_code) if status.HasField("exit_code") else ""
     lasts = show.span(spec.max_duration) if spec.HasField("max_duration") else ""
+    costs = ""
+    if spec.HasField("max_cost"):
+        costs = show.money(spec.max_cost.nanos, spec.max_cost.currency)
     return show.details(
         (
             ("name", instance.name),
@@ -364,6 +367,7 @@ def _details(instance: api.Instance) -> str:
             ("command", " ".join(spec.command)),
             ("args", " ".join(spec.args)),
             ("max duration", lasts),
+            ("max cost", costs),
             ("since", show.moment(status.state_time)),
             ("wanted", show.enum(api.State.Name(status.desired_state)).lower()),
             ("attempt", str(status.attempt or "")),
@@ -392,6 +396,33 @@ def _plan(instance: api.Instance, plan: api.Plan, verb: str) -> str:
         if group.command:
             lines.append(f"  command: {' '.join(group.command)}")
     lines += [f"  note: {show.sentence(warning)}" for warning in plan.warnings]
+    if plan.HasField("price"):
+        lines.append(f"  {_price(plan)}")
+    if plan.HasField("queue"):
+        lines.append(f"  {_outlook(plan)}")
     if plan.absent:
         lines.append(f"  cannot be told yet: {', '.join(plan.absent)}")
     return "\n".join(lines)
+
+
+def _price(plan: api.Plan) -> str:
+    """What it would cost by the hour, and at the most where something bounds it."""
+    price = plan.price
+    said = [
+        f"{show.money(price.rate_nanos, price.currency)} an hour",
+        f"{show.money(price.stopped_rate_nanos, price.currency)} an hour while stopped",
+    ]
+    if price.worst_nanos:
+        said.append(f"at most {show.money(price.worst_nanos, price.currency)} an attempt")
+    return f"{', '.join(said)} (prices {price.price_version})"
+
+
+def _outlook(plan: api.Plan) -> str:
+    """Whether it would start at once, and what would be in its way."""
+    found = plan.queue
+    if not found.HasField("workload"):
+        return "would start at once"
+    why = show.sentence(found.workload.reason)
+    if not found.place:
+        return f"would not run: {why}"
+    return f"would wait, at place {found.place} of {found.waiting}: {why}"

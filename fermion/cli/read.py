@@ -44,6 +44,7 @@ _MOST = 2**63 - 1
 _MILLI = re.compile(rf"({_NUMBER})(m?)", re.ASCII)
 _DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)", re.ASCII)
 _MONTH = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
+_MONEY = re.compile(rf"({_NUMBER})\s*([A-Z]{{3}})?", re.ASCII)
 _PORTS = {
     "": workload.Port.PROTOCOL_HTTP,
     "http": workload.Port.PROTOCOL_HTTP,
@@ -114,6 +115,17 @@ def duration(option: str, text: str) -> timedelta:
         return timedelta(seconds=float(seconds))
     except OverflowError as error:
         raise wrong(option, text, "is longer than time is", "Write it like 8h.") from error
+
+
+def money(option: str, text: str) -> workload.Money:
+    """`2.50`, in the platform's currency, or `2.50 EUR`; to the billionth, exactly."""
+    found = _MONEY.fullmatch(text.strip())
+    if found is None:
+        raise wrong(option, text, "is no amount of money", "Write it like 2.50 or 2.50 EUR.")
+    nanos = int(Decimal(found[1]).scaleb(9))
+    if nanos > _MOST:
+        raise wrong(option, text, "is more than can be counted", "Write it like 2.50.")
+    return workload.Money(currency=found[2] or "", nanos=nanos)
 
 
 def pair(option: str, text: str, example: str = "team=vision") -> tuple[str, str]:

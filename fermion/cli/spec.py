@@ -49,6 +49,9 @@ class Wish:
     restart: Annotated[RestartName | None, Parameter(help="When main is run again.")] = None
     restarts_max: Annotated[int | None, Parameter(help="At most so often; 0: no bound.")] = None
     max_duration: Annotated[str | None, Parameter(help="Stop after, e.g. 8h")] = None
+    max_cost: Annotated[
+        str | None, Parameter(help="Stop once an attempt has cost so much, e.g. 2.50")
+    ] = None
     label: Annotated[tuple[str, ...] | None, Parameter(help="KEY=VALUE, more than once.")] = None
     display_name: Annotated[str | None, Parameter(help="As shown.")] = None
     description: Annotated[str | None, Parameter(help="Free text.")] = None
@@ -130,6 +133,9 @@ def _program(wish: Wish, spec: api.Spec) -> list[str]:
         lasts = read.duration("--max-duration", wish.max_duration)
         spec.max_duration.FromTimedelta(lasts)
         paths.append("spec.max_duration")
+    if wish.max_cost is not None:
+        spec.max_cost.CopyFrom(read.money("--max-cost", wish.max_cost))
+        paths.append("spec.max_cost")
     return paths
 
 

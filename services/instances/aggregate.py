@@ -24,8 +24,10 @@ from chassis.envelope import NO_PROJECT, Recorded
 from chassis.journal import Claim, Place, Release
 from chassis.refusals import Exists, Missing, Refused, Violation
 from chassis.workloads import CRASH_LOOP_BACKOFF
+from fermion.api.billing import v1 as billing
 from fermion.api.instances import v1 as api
 from fermion.api.projects import v1 as projects
+from fermion.api.scheduler import v1 as scheduler
 from fermion.api.workload import v1 as workload
 from services.instances import spec as rules
 from services.instances import template as templates
@@ -849,6 +851,7 @@ def declared(instance: Instance, attempt: int) -> workload.Workload:
         rendezvous=workload.RENDEZVOUS_NONE,
         grace=GRACE,
         max_duration=spec.max_duration if spec.HasField("max_duration") else None,
+        max_cost=spec.max_cost if spec.HasField("max_cost") else None,
         isolation=workload.ISOLATION_RESTRICTED,
     )
 
@@ -888,9 +891,26 @@ def view(instance: Instance) -> api.Instance:
     return shown
 
 
-def plan(instance: Instance, attempt: int) -> api.Plan:
-    """Tell what this attempt would mean; what nobody can tell yet is named."""
-    found = api.Plan(workload=declared(instance, attempt), absent=["price", "queue"])
+def plan(
+    instance: Instance,
+    attempt: int,
+    price: billing.EstimateCostResponse | None = None,
+    queue: scheduler.Explanation | None = None,
+) -> api.Plan:
+    """Tell what this attempt would mean; what could not be had is named."""
+    found = api.Plan(workload=declared(instance, attempt))
+    if price is None:
+        found.absent.append("price")
+    else:
+        found.price.currency = price.currency
+        found.price.rate_nanos = price.rate_nanos
+        found.price.stopped_rate_nanos = price.stopped_rate_nanos
+        found.price.worst_nanos = price.worst_nanos
+        found.price.price_version = price.price_version
+    if queue is None:
+        found.absent.append("queue")
+    else:
+        found.queue.CopyFrom(queue)
     if instance.pending_restart:
         found.warnings.append(
             workload.Reason(

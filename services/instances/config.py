@@ -1,14 +1,17 @@
-"""What an operator may set about instances: the least and the most that one may ask for."""
+"""What an operator may set about instances: the least and the most of one, and the money."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
-from chassis.config import setting
+from chassis.config import setting, wrong
 from chassis.refusals import Invalid, Violation
 
 GB = 10**9
 TIB = 2**40
+CURRENCY: Final = re.compile("[A-Z]{3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,13 @@ class Settings:
         "FERMION_INSTANCES_STORAGE_MAX", 2 * TIB, "Most disk of an instance, in bytes."
     )
 
+    currency: str = setting(
+        "FERMION_CURRENCY", "USD", "Currency of the prices (ISO 4217); max_cost is in it."
+    )
+
     def __post_init__(self) -> None:
+        if not CURRENCY.fullmatch(self.currency):
+            raise wrong("FERMION_CURRENCY", self.currency, "must be three upper-case letters")
         for name, least, most in (
             ("GPU", self.gpu_milli_min, self.gpu_milli_max),
             ("CPU", self.cpu_milli_min, self.cpu_milli_max),

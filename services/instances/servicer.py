@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from chassis import ids
 from chassis.clock import Clock, milliseconds
@@ -16,18 +18,25 @@ from chassis.journal import Journal
 from chassis.listing import Filter, Order, PageToken
 from chassis.postgres import Database
 from chassis.queries import Queries
-from chassis.refusals import Violation
+from chassis.refusals import Unavailable, Violation
+from chassis.remote import Peer
 from chassis.rpc import Context, answer_position, caller, meta_of, request_of
 from chassis.watch import Kind, watch
+from fermion.api.billing import v1 as costs
+from fermion.api.billing.v1.service_pb2_grpc import CostServiceStub
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1 import service_pb2_grpc
+from fermion.api.scheduler import v1 as scheduler
+from fermion.api.scheduler.v1.service_pb2_grpc import QueueServiceStub
 from services.instances import aggregate, projection
 from services.instances import spec as rules
 from services.instances import template as templates
-from services.instances.aggregate import Fact, Situation
+from services.instances.aggregate import Fact, Instance, Situation
 from services.instances.config import Settings
 
 PAGE_SIZE: Final = 100
+# The longest that a plan waits for what others tell.
+PLAN_SECONDS: Final = 2.0
 # Facts read at once while an instance is folded up to a moment.
 STREAM_PAGE: Final = 1000
 
@@ -40,6 +49,10 @@ CHANGES: Final = {
     Kind.DELETED: api.WatchInstancesResponse.CHANGE_DELETED,
     Kind.BOOKMARK: api.WatchInstancesResponse.CHANGE_BOOKMARK,
 }
+
+Part = TypeVar("Part")
+
+_log = logging.getLogger(__name__)
 
 Mutation: TypeAlias = (
     api.CreateInstanceRequest
@@ -61,12 +74,18 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         queries: Queries,
         clock: Clock,
         policy: Settings,
+        billing: Peer,
+        scheduler: Peer,
     ) -> None:
         self._journal = journal
         self._database = database
         self._queries = queries
         self._clock = clock
         self._policy = policy
+        self._billing = billing
+        self._costs = CostServiceStub(billing.channel)
+        self._scheduler = scheduler
+        self._queue = QueueServiceStub(scheduler.channel)
 
     async def CreateInstance(
         self, request: api.CreateInstanceRequest, context: Context
@@ -87,7 +106,8 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         after = await self._decide(request, context, uid, project, decide, template=filled_from)
         response = api.CreateInstanceResponse(instance=aggregate.view(after.instance))
         if request.validate_only:
-            response.plan.CopyFrom(aggregate.plan(after.instance, after.instance.attempt))
+            plan = await self._plan(after.instance, after.instance.attempt, context)
+            response.plan.CopyFrom(plan)
         return response
 
     async def GetInstance(
@@ -181,7 +201,8 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         after = await self._decide_on(request, context, name, decide, template=filled_from)
         response = api.UpdateInstanceResponse(instance=aggregate.view(after.instance))
         if request.validate_only:
-            response.plan.CopyFrom(aggregate.plan(after.instance, after.instance.attempt + 1))
+            plan = await self._plan(after.instance, after.instance.attempt + 1, context)
+            response.plan.CopyFrom(plan)
         return response
 
     async def DeleteInstance(
@@ -317,6 +338,24 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         answer_position(context, self._journal.name, decided.position)
         return decided.state
 
+    async def _plan(self, instance: Instance, attempt: int, context: Context) -> api.Plan:
+        """What an attempt would mean; others are asked at once, and within the caller's deadline."""
+        parent, declared = f"projects/{instance.project}", aggregate.declared(instance, attempt)
+        left = context.time_remaining()
+        # Half of what is left: the answer has to come before the caller gives up.
+        seconds = PLAN_SECONDS if left is None else min(PLAN_SECONDS, left / 2)
+        estimate = costs.EstimateCostRequest(
+            parent=parent,
+            workload=declared,
+            storage_bytes=instance.spec.resources.storage_bytes,
+        )
+        outlook = scheduler.OutlookWorkloadRequest(parent=parent, workload=declared)
+        asked = self._billing.ask(self._costs.EstimateCost, estimate, seconds)
+        awaited = self._scheduler.ask(self._queue.OutlookWorkload, outlook, seconds)
+        price, told = await asyncio.gather(_had(asked), _had(awaited))
+        queue = None if told is None else told.explanation
+        return aggregate.plan(instance, attempt, price, queue)
+
     async def _as_of(self, name: str, moment: datetime) -> api.Instance:
         uid = await self._database.fetchval(self._queries["find_bearer"], *_parts(name), moment)
         facts: list[Recorded] = []
@@ -365,6 +404,15 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         if row is None:
             return api.Instance(uid=uid)
         return api.Instance(uid=uid, name=f"projects/{row['project']}/instances/{row['instance']}")
+
+
+async def _had(part: Awaitable[Part]) -> Part | None:
+    """A part of a plan; None where whoever tells it does not."""
+    try:
+        return await part
+    except Unavailable as error:
+        _log.info("a plan lacks a part: %s", error)
+        return None
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -37,6 +37,7 @@ CHANGEABLE: Final = (
     "spec.args",
     "spec.restart_policy",
     "spec.max_duration",
+    "spec.max_cost",
 )
 # What an update may name only in order to say what it is already.
 FIXED: Final = ("kind", "template")
@@ -73,6 +74,10 @@ def fill(spec: api.Spec, template: api.TemplateSpec) -> api.Spec:
         if source.HasField("max_duration"):
             filled.max_duration.CopyFrom(source.max_duration)
             break
+    for source in (spec, template):
+        if source.HasField("max_cost"):
+            filled.max_cost.CopyFrom(source.max_cost)
+            break
     return filled
 
 
@@ -88,6 +93,7 @@ def faults(asked: api.Spec, template: api.TemplateSpec, policy: Settings) -> lis
     names = {port.name for port in asked.ports}
     kept = [port.number for port in template.ports if port.name not in names]
     found += repeated(asked.ports, asked.env, path, taken=kept)
+    found += unpayable(spec, policy, path)
     if spec.kind == api.KIND_CUSTOM and not spec.image and not spec.command:
         found.append(
             Violation(
@@ -118,6 +124,30 @@ def out_of_bounds(
         for name, value, least, most in bounds
         if not least <= value <= most and not (open_ended and value == 0)
     ]
+
+
+def unpayable(spec: api.Spec | api.TemplateSpec, policy: Settings, path: str) -> list[Violation]:
+    """Name what is wrong with the bound of the cost; none is no bound."""
+    if not spec.HasField("max_cost"):
+        return []
+    found, bound = [], spec.max_cost
+    if bound.nanos <= 0:
+        found.append(
+            Violation(
+                f"{path}.max_cost.nanos",
+                f"is {bound.nanos}, and has to be more than 0; leave max_cost out for no bound",
+                "max_cost.nanos",
+            )
+        )
+    if bound.currency not in ("", policy.currency):
+        found.append(
+            Violation(
+                f"{path}.max_cost.currency",
+                f"is {bound.currency}, and this platform's prices are in {policy.currency}",
+                "max_cost.currency",
+            )
+        )
+    return found
 
 
 def repeated(

@@ -165,6 +165,7 @@ def _faults(template: api.Template, policy: Settings) -> list[Violation]:
     spec, path = template.spec, "template.spec"
     found = rules.out_of_bounds(spec.resources, policy, f"{path}.resources", open_ended=True)
     found += rules.repeated(spec.ports, spec.env, path)
+    found += rules.unpayable(spec, policy, path)
     ports = {port.name for port in spec.ports}
     for field, probe in spec.probes.ListFields():
         if probe.port and probe.port not in ports:

@@ -33,6 +33,8 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         kernel.queries,
         kernel.clock,
         kernel.settings,
+        kernel.peer("billing"),
+        kernel.peer("scheduler"),
     )
 
     async def begin() -> None:

@@ -31,6 +31,7 @@ from services.scheduler.state import Fit, State
 UNHONOURED: Final = "unhonoured"
 EXPIRED: Final = "expired"
 VOLUME_GONE: Final = "volume gone"
+VOLUME_SIZE: Final = "volume size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It will never run: no cluster honours it, its time is over, or its volume is going."""
+    """It will never run: no cluster honours it, its time is over, or its volume is going, or is another."""
 
     uid: str
     why: str
@@ -147,11 +148,18 @@ def _over(state: State, now: int) -> Iterator[Decision]:
     for uid in sorted(state.done):
         yield Release(uid)
     for uid in sorted(state.refusable):
-        refused = state.works[uid].refusal is not None
-        yield Refuse(uid, UNHONOURED if refused else VOLUME_GONE)
+        yield Refuse(uid, _why(state, state.works[uid]))
     for uid in state.over(now):
         if uid not in state.refusable:
             yield Refuse(uid, EXPIRED)
+
+
+def _why(state: State, work: Work) -> str:
+    if work.refusal is not None:
+        return UNHONOURED
+    volumes = [state.volumes[uid] for uid in work.volumes]
+    going = any(volume.withdrawn or volume.gone for volume in volumes)
+    return VOLUME_GONE if going else VOLUME_SIZE
 
 
 class _Pass:

@@ -276,6 +276,12 @@ def _refusal(why: str, refusal: workload.Reason | None) -> workload.Reason:
                 code="VOLUME_GONE",
                 message="A volume that it mounts is gone, or is told to go.",
             )
+        case admission.VOLUME_SIZE:
+            return workload.Reason(
+                code="VOLUME_SIZE_DIFFERS",
+                arguments={"field": "groups.mounts.volume.size_bytes"},
+                message="size_bytes of a mount is not what its volume was declared with.",
+            )
         case _:
             assert refusal is not None
             return refusal

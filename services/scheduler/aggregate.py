@@ -259,20 +259,21 @@ def withdraw(
     if declared is None or entry.ends:
         return []
     if entry.cluster:
-        return [
-            workload.WorkloadRevoked(
-                uid=declared.uid,
-                cause=cause,
-                grace=declared.grace if grace is None else grace,
-                project=declared.project,
-            )
-        ]
+        return [_revoked(declared, cause, declared.grace if grace is None else grace)]
     reason = workload.Reason(
         code="WITHDRAWN",
         arguments={"cause": _word(cause)},
         message="It was withdrawn before it was admitted.",
     )
     return refuse(entry, reason=reason)
+
+
+def exhaust(entry: Entry) -> list[Fact]:
+    """It has cost what it may: what is admitted is taken down, and nothing else costs anything."""
+    declared = entry.declared
+    if declared is None or entry.ends or not entry.cluster:
+        return []
+    return [_revoked(declared, workload.CAUSE_BUDGET, declared.grace)]
 
 
 def refuse(entry: Entry, *, reason: workload.Reason) -> list[Fact]:
@@ -424,6 +425,14 @@ def _admitted(entry: Entry, declared: workload.Workload) -> workload.WorkloadAdm
         nodes=entry.nodes,
         replicas=entry.replicas,
         hold=needed(declared, entry.replicas),
+    )
+
+
+def _revoked(
+    declared: workload.Workload, cause: workload.Cause.ValueType, grace: Duration
+) -> workload.WorkloadRevoked:
+    return workload.WorkloadRevoked(
+        uid=declared.uid, cause=cause, grace=grace, project=declared.project
     )
 
 

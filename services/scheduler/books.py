@@ -84,6 +84,12 @@ def work_of(
         ),
         architecture=declared.requires.architecture,
         driver=declared.requires.driver,
+        sizes=tuple(
+            (mount.volume.volume_uid, mount.volume.size_bytes)
+            for group in declared.groups
+            for mount in group.mounts
+            if mount.volume.size_bytes
+        ),
         held=_held(entry),
         replicas=tuple(replicas),
         began=None if began is None else milliseconds(began),

@@ -1,4 +1,4 @@
-"""What others say to the scheduler: modules what shall run, projects how much, executors what became."""
+"""What others say to the scheduler: what shall run, how much may, what became of it, what it costs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis.envelope import Recorded
 from chassis.journal import Write
 from chassis.readers import Reaction
+from fermion.api.billing import v1 as billing
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
 from services.scheduler import aggregate, books
+
+# What one cluster said.
+FORGET: Final = (
+    *("forget_cluster", "forget_nodes", "forget_bound"),
+    *("forget_progress", "forget_stored"),
+)
 
 
 class Declarations:
@@ -62,10 +69,20 @@ class Declarations:
                 return []
 
 
-FORGET: Final = (
-    *("forget_cluster", "forget_nodes", "forget_bound"),
-    *("forget_progress", "forget_stored"),
-)
+class CostLimits:
+    """Takes down what has cost what it may, as billing finds."""
+
+    name = "scheduler/billing"
+    source = "billing"
+    handles = frozenset({billing.CostLimitReached.DESCRIPTOR.full_name})
+
+    async def react(self, fact: Recorded) -> Sequence[Reaction]:
+        """Decide on the workload that it is about."""
+        match fact.message:
+            case billing.CostLimitReached(uid=uid):
+                return [Reaction((f"workload/{uid}",), aggregate.fold, aggregate.exhaust)]
+            case _:
+                return []
 
 
 class Limits:

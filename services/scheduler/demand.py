@@ -88,6 +88,8 @@ class Work:
     avoid: tuple[tuple[str, int], ...] = ()
     architecture: str = ""
     driver: str = ""
+    # What its mounts say of the sizes of volumes; what they say nothing of is not there.
+    sizes: tuple[tuple[str, int], ...] = ()
     held: Held | None = None
     replicas: tuple[Replica, ...] = ()
     # When the first of its replicas started; None where none has.

@@ -344,4 +344,7 @@ class State:
             if self.volumes[uid].withdrawn or self.volumes[uid].gone:
                 self.refusable.add(work.uid)
                 return
+        if any(self.volumes[uid].size_bytes != size for uid, size in work.sizes):
+            self.refusable.add(work.uid)
+            return
         self.lines.enter(work, [line_of(work, self.volumes)])

@@ -13,7 +13,7 @@ from fermion.api.workload.v1 import events_pb2
 from services.scheduler import aggregate, ledger, projection
 from services.scheduler.admitter import Admitter
 from services.scheduler.config import Settings
-from services.scheduler.consumer import ClusterReports, Declarations, Limits
+from services.scheduler.consumer import ClusterReports, CostLimits, Declarations, Limits
 from services.scheduler.servicer import QueueServicer
 
 
@@ -39,6 +39,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         consumers=(
             *(Declarations(module) for module in kernel.settings.reads),
+            CostLimits(),
             Limits(told),
             ClusterReports(told),
         ),
@@ -51,7 +52,7 @@ TARGET = Target(
     name=aggregate.SERVICE,
     folder=Path(__file__).parent,
     events=(events_pb2.DESCRIPTOR,),
-    reads=("projects", "instances", "executor"),
+    reads=("projects", "instances", "executor", "billing"),
     settings=Settings,
     book=Book(aggregate.place, projection.project),
     wire=wire,

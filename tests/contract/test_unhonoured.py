@@ -38,6 +38,7 @@ HONOURED = {
     f"{INSTANCES}.TemplateSpec.args": "services/instances/spec.py fill",
     f"{INSTANCES}.TemplateSpec.restart_policy": "services/instances/spec.py fill",
     f"{INSTANCES}.TemplateSpec.max_duration": "services/instances/spec.py fill",
+    f"{INSTANCES}.TemplateSpec.max_cost": "services/instances/spec.py fill",
     f"{INSTANCES}.TemplateSpec.probes": "services/instances/aggregate.py create",
     f"{INSTANCES}.Instance.name": "services/instances/servicer.py UpdateInstance: which",
     f"{INSTANCES}.Instance.display_name": "services/instances/spec.py CHANGEABLE",
@@ -50,6 +51,7 @@ HONOURED = {
     f"{INSTANCES}.Spec.command": "services/instances/aggregate.py declared",
     f"{INSTANCES}.Spec.args": "services/instances/aggregate.py declared",
     f"{INSTANCES}.Spec.max_duration": "services/instances/aggregate.py declared",
+    f"{INSTANCES}.Spec.max_cost": "services/instances/aggregate.py declared",
     f"{INSTANCES}.Spec.restart_policy": "services/instances/aggregate.py declared: its group's restart",
     f"{INSTANCES}.Resources.gpu_type": "services/instances/aggregate.py declared",
     f"{INSTANCES}.Resources.gpu_milli": "services/instances/aggregate.py declared",
@@ -103,6 +105,11 @@ HONOURED = {
     f"{WORKLOAD}.Workload.rendezvous": "services/executor/folder.py words: each rank waits for its peers",
     f"{WORKLOAD}.Workload.grace": "services/executor/aggregate.py ending: from TERM to KILL",
     f"{WORKLOAD}.Workload.max_duration": "services/executor/aggregate.py expiry",
+    f"{WORKLOAD}.Workload.max_cost": "services/executor/aggregate.py: told to billing in each Subject; "
+    "the scheduler ends what has reached it",
+    f"{WORKLOAD}.Money.currency": "services/instances/spec.py unpayable: any but the platform's",
+    f"{WORKLOAD}.Money.nanos": "services/instances/spec.py unpayable: more than 0; billing tells when "
+    "so much is reached",
     f"{WORKLOAD}.Workload.max_queue_time": "services/scheduler/books.py work_of: refused once it is over",
     f"{WORKLOAD}.Workload.placement": "services/scheduler/books.py work_of",
     f"{WORKLOAD}.Placement.cluster": "services/scheduler/books.py work_of",
@@ -135,6 +142,8 @@ HONOURED = {
     f"{WORKLOAD}.EnvVar.name": "services/executor/folder.py words",
     f"{WORKLOAD}.EnvVar.value": "services/executor/folder.py words",
     f"{WORKLOAD}.Port.name": "services/executor/folder.py words: FERMION_PORT_<NAME>",
+    f"{WORKLOAD}.Port.number": "services/instances/spec.py repeated: people know it by that, and no "
+    "other; the program has one in FERMION_PORT_<NAME>",
     f"{WORKLOAD}.Port.protocol": "services/executor/cluster_local.py access",
     f"{WORKLOAD}.Probes.startup": "services/executor/checks.py _check",
     f"{WORKLOAD}.Probes.readiness": "services/executor/checks.py _check",
@@ -171,12 +180,18 @@ REFUSED = {
         f"{WORKLOAD}.{name}": CHASSIS
         for name in (
             *("Workload.attach", "Workload.egress", "Workload.isolation", "Workload.drain"),
-            *("Placement.flavour", "Placement.same_rack", "Placement.beside_workload_uid"),
+            *(
+                "Workload.purpose",
+                "Placement.flavour",
+                "Placement.same_rack",
+                "Placement.beside_workload_uid",
+            ),
             *("Group.companions", "Group.identity", "Group.secret_refs", "Group.preemptible"),
             *("Mount.artifact", "Mount.output", "Mount.checkpoint", "Port.public"),
         )
     },
     f"{WORKLOAD}.Requirements.features": "services/executor/acceptance.py _faults",
+    f"{WORKLOAD}.Mount.Volume.size_bytes": "services/scheduler/books.py work_of: any but its volume's",
     f"{WORKLOAD}.Image.digest": "services/executor/acceptance.py _of_image: any but what runs",
     f"{WORKLOAD}.Image.version_uid": "services/executor/acceptance.py _of_image",
     f"{WORKLOAD}.Resources.shm_bytes": "services/executor/acceptance.py _of_resources: too much",

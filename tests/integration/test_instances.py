@@ -7,11 +7,19 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import grpc.aio
 import pytest
 
 from chassis.listing import PageToken
+from chassis.rpc import Context
+from chassis.service import Mount
+from fermion.api.billing import v1 as costs
+from fermion.api.billing.v1.service_pb2_grpc import (
+    CostServiceServicer,
+    add_CostServiceServicer_to_server,
+)
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
 from fermion.api.journal import v1 as journal
@@ -238,11 +246,68 @@ async def test_a_validation_tells_the_plan_and_changes_nothing(acme: Acme) -> No
     )
     answer = await acme.call(acme.instances.CreateInstance, request)
     assert answer.plan.workload.owner == NAME
-    assert list(answer.plan.absent) == ["price", "queue"]
+    # No cluster is enrolled, which the scheduler tells.
+    assert answer.plan.queue.workload.reason.code == "NO_CLUSTER"
+    assert "queue" not in answer.plan.absent
     assert await acme.names() == []
     await acme.create()
     refusal = await acme.refusal(acme.instances.CreateInstance, request)
     assert refusal.reason == "INSTANCE_EXISTS"
+
+
+class Prices(CostServiceServicer):
+    """Billing as far as a plan asks it: a price for what it is asked about, and only for that."""
+
+    def __init__(self) -> None:
+        self.asked: list[costs.EstimateCostRequest] = []
+
+    async def EstimateCost(
+        self, request: costs.EstimateCostRequest, context: Context
+    ) -> costs.EstimateCostResponse:
+        self.asked.append(request)
+        return costs.EstimateCostResponse(
+            currency="USD", rate_nanos=5, worst_nanos=40, price_version="2026-01"
+        )
+
+    async def _none(self, request: object, context: Context) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no plan asks this")
+        raise AssertionError
+
+    GetUsage = GetCost = WatchCost = GetStatement = ExplainCharge = _none
+
+
+async def test_a_plan_has_the_price_that_billing_tells_and_names_what_nobody_tells(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    prices = Prices()
+    mount = Mount("fermion.api.billing.v1.CostService", add_CostServiceServicer_to_server, prices)
+    voices = (
+        Voice("billing", servicers=(mount,)),
+        Voice("scheduler"),
+        Voice("executor", CLUSTER),
+    )
+    targets = {**TARGETS, **{voice.name: voice.target for voice in voices}}
+    async with running(database, nats_server, tmp_path, targets=targets) as platform:
+        acme = Acme(platform)
+        await acme.call(
+            acme.projects.CreateProject, projects.CreateProjectRequest(project_id="acme")
+        )
+        limit = workload.Money(nanos=40)
+        spec = api.Spec(kind=api.KIND_NOTEBOOK, max_cost=limit)
+        create = api.CreateInstanceRequest(
+            parent=PARENT,
+            instance_id="dev-1",
+            instance=api.Instance(spec=spec),
+            validate_only=True,
+        )
+        plan = (await acme.call(acme.instances.CreateInstance, create)).plan
+        assert plan.price == api.Plan.Price(
+            currency="USD", rate_nanos=5, worst_nanos=40, price_version="2026-01"
+        )
+        assert list(plan.absent) == ["queue"]
+        (asked,) = prices.asked
+        assert (asked.parent, asked.workload.max_cost) == (PARENT, limit)
+        assert asked.storage_bytes == asked.workload.groups[0].mounts[0].volume.size_bytes > 0
 
 
 async def test_an_update_changes_what_the_mask_names(acme: Acme) -> None:

@@ -18,6 +18,7 @@ from chassis.process import Process
 from chassis.rebuild import rebuild
 from chassis.service import Target
 from chassis.watch import encode
+from fermion.api.billing import v1 as billing
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub, QuotaServiceStub
 from fermion.api.scheduler import v1 as api
@@ -83,13 +84,17 @@ def declared(
 class Stage:
     """A scheduler between a module and an executor."""
 
-    def __init__(self, platform: Platform, dsn: str, module: Voice, executor: Voice) -> None:
+    def __init__(
+        self, platform: Platform, dsn: str, module: Voice, biller: Voice, executor: Voice
+    ) -> None:
         self.platform = platform
         self.module = module
+        self.biller = biller
         self.executor = executor
         self.queue = QueueServiceStub(platform.channel)
         self.quotas = QuotaServiceStub(platform.channel)
         self._dsn = dsn
+        self._billed = 0
 
     async def cluster(self, *nodes: workload.NodeReported) -> None:
         """Have a cluster with these nodes."""
@@ -117,6 +122,13 @@ class Stage:
     async def declare(self, *works: workload.Workload) -> None:
         """Let a module declare workloads."""
         await self.module.say(*(workload.WorkloadDeclared(workload=one) for one in works))
+
+    async def bill(self, *facts: Message) -> None:
+        """Let billing say something, and wait until the scheduler has done what it does about it."""
+        await self.biller.say(*facts)
+        self._billed += len(facts)
+        self.platform.seen["billing/0"] = str(self._billed)
+        await self.listed()
 
     async def facts(self) -> list[Message]:
         """Everything that the scheduler has stated."""
@@ -207,12 +219,13 @@ def kind(fact: Message) -> str:
 
 @asynccontextmanager
 async def staged(dsn: str, nats: NatsServer, folder: Path, **settings: str) -> AsyncIterator[Stage]:
-    """A platform whose module and executor are voices."""
-    module, executor = Voice("instances"), Voice("executor", CLUSTER)
+    """A platform whose module, billing and executor are voices."""
+    module, biller, executor = Voice("instances"), Voice("billing"), Voice("executor", CLUSTER)
     targets = {
         "projects": PROJECTS,
         "instances": module.target,
         "scheduler": SCHEDULER,
+        "billing": biller.target,
         "executor": executor.target,
     }
     async with running(dsn, nats, folder, targets=targets, **settings) as platform:
@@ -221,7 +234,7 @@ async def staged(dsn: str, nats: NatsServer, folder: Path, **settings: str) -> A
                 ProjectServiceStub(platform.channel).CreateProject,
                 projects.CreateProjectRequest(project_id=name),
             )
-        yield Stage(platform, dsn, module, executor)
+        yield Stage(platform, dsn, module, biller, executor)
 
 
 @pytest.fixture
@@ -363,6 +376,66 @@ async def test_withdrawals_come_to_the_same_end_whenever_they_come(stage: Stage)
             ["ARRIVED", "WITHDRAWN"],
             ["ARRIVED", "Admitted", "Revoked", "HoldReleased"],
         )
+
+
+async def test_what_has_cost_what_it_may_is_taken_down_once_with_its_own_grace(
+    stage: Stage,
+) -> None:
+    limit = workload.Money(nanos=10**9)
+    await stage.declare(declared("waits", max_cost=limit))
+    await stage.becomes("waits", "NO_CLUSTER")
+    reached = {
+        name: billing.CostLimitReached(uid=f"wkl_{name}", amount=limit, limit=limit, project="acme")
+        for name in ("waits", "runs", "unknown")
+    }
+    # Of what waits, and of what never came, nothing follows, and nothing is held against it later.
+    await stage.bill(reached["waits"], reached["unknown"])
+    await stage.declare(declared("runs", max_cost=limit))
+    await stage.cluster(node())
+    assert (await stage.admission("runs")).workload.max_cost == limit
+    await stage.admission("waits")
+    await stage.bill(reached["runs"], reached["runs"])
+    (revoked,) = [one for one in await stage.facts() if isinstance(one, workload.WorkloadRevoked)]
+    assert (revoked.uid, revoked.cause) == ("wkl_runs", workload.CAUSE_BUDGET)
+    assert revoked.grace == Duration(seconds=1)
+    await stage.finish("runs")
+    await stage.becomes("runs", "HoldReleased")
+    await stage.bill(reached["runs"], reached["waits"])
+    assert (await stage.said("runs"))[-3:] == ["Admitted", "Revoked", "HoldReleased"]
+    assert (await stage.said("waits"))[-2:] == ["Admitted", "Revoked"]
+    assert await stage.said("unknown") == []
+
+
+async def test_a_platform_without_billing_admits_as_any_other(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    module, biller, executor = Voice("instances"), Voice("billing"), Voice("executor", CLUSTER)
+    targets = {
+        "projects": PROJECTS,
+        "instances": module.target,
+        "scheduler": SCHEDULER,
+        "executor": executor.target,
+    }
+    async with running(database, nats_server, tmp_path, targets=targets) as platform:
+        for name in ("acme", "other"):
+            await platform.call(
+                ProjectServiceStub(platform.channel).CreateProject,
+                projects.CreateProjectRequest(project_id=name),
+            )
+        stage = Stage(platform, database, module, biller, executor)
+        await stage.cluster(node())
+        await stage.declare(declared("one", max_cost=workload.Money(nanos=1)))
+        await stage.admission("one")
+
+
+async def test_a_mount_of_another_size_than_its_volume_is_refused(stage: Stage) -> None:
+    await stage.cluster(node())
+    volume = workload.Volume(uid="vol_data", owner_uid="inst_one", project="acme", size_bytes=GIB)
+    await stage.module.say(workload.VolumeDeclared(volume=volume))
+    wrong = declared("wrong", volume="vol_data")
+    wrong.groups[0].mounts[0].volume.size_bytes = 2 * GIB
+    await stage.declare(wrong)
+    await stage.becomes("wrong", "VOLUME_SIZE_DIFFERS")
 
 
 async def test_a_volume_goes_with_its_first_workload_and_stays_held_until_it_is_deleted(
@@ -546,15 +619,16 @@ async def test_another_scheduler_goes_on_where_one_has_stopped(
 
 @asynccontextmanager
 async def _again(dsn: str, nats: NatsServer, folder: Path) -> AsyncIterator[Stage]:
-    module, executor = Voice("instances"), Voice("executor", CLUSTER)
+    module, biller, executor = Voice("instances"), Voice("billing"), Voice("executor", CLUSTER)
     targets = {
         "projects": PROJECTS,
         "instances": module.target,
         "scheduler": SCHEDULER,
+        "billing": biller.target,
         "executor": executor.target,
     }
     async with running(dsn, nats, folder, targets=targets) as platform:
-        yield Stage(platform, dsn, module, executor)
+        yield Stage(platform, dsn, module, biller, executor)
 
 
 async def test_two_schedulers_at_once_admit_each_once_and_no_more_than_there_is(
@@ -565,6 +639,7 @@ async def test_two_schedulers_at_once_admit_each_once_and_no_more_than_there_is(
             "projects": PROJECTS,
             "instances": stage.module.target,
             "scheduler": SCHEDULER,
+            "billing": stage.biller.target,
             "executor": stage.executor.target,
         }
         await stage.cluster(node(gpus=4))

@@ -13,8 +13,9 @@ from chassis.envelope import NO_PROJECT, Meta, Registry
 from chassis.journal import Book, Command, Journal, Place
 from chassis.postgres import Database
 from chassis.queries import Queries
-from chassis.service import Kernel, Target, Wired
+from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
+from fermion.api.billing.v1 import events_pb2 as billing_events
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1 import events_pb2 as project_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
@@ -30,15 +31,18 @@ class NoSettings:
 
 
 class Voice:
-    """Stands where a service is, decides nothing, and says in its journal what it is told to say."""
+    """Stands where a service is, decides nothing, and says what it is told to, also to who asks."""
 
-    def __init__(self, name: str, shard: str | None = None) -> None:
+    def __init__(
+        self, name: str, shard: str | None = None, servicers: tuple[Mount, ...] = ()
+    ) -> None:
         self.name = name
+        self._servicers = servicers
         self._journal: Journal | None = None
         self.target = Target(
             name=name,
             folder=FOLDER,
-            events=(workload_events.DESCRIPTOR,),
+            events=(workload_events.DESCRIPTOR, billing_events.DESCRIPTOR),
             reads=(),
             settings=NoSettings,
             book=Book(place, lambda _: ()),
@@ -54,7 +58,7 @@ class Voice:
 
     def _wire(self, kernel: Kernel[NoSettings]) -> Wired:
         self._journal = kernel.journal
-        return Wired(servicers=())
+        return Wired(servicers=self._servicers)
 
 
 def place(fact: Message) -> Place:

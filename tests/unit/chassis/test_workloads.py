@@ -22,6 +22,7 @@ def mounting(**source: object) -> api.Workload:
 
 
 ASKED: Sequence[tuple[str, str, api.Workload]] = (
+    ("purposes", "purpose", api.Workload(purpose="tensorboard")),
     ("attach", "attach", api.Workload(attach=api.Attach(workload_uid="wkl_1"))),
     ("egress", "egress", api.Workload(egress=["pypi.org"])),
     ("build-isolation", "isolation", api.Workload(isolation=api.ISOLATION_BUILD)),

@@ -47,6 +47,8 @@ class Platform:
     calls: list[Call] = field(default_factory=list)
     turns: deque[Turn] = field(default_factory=deque)
     instances: dict[str, api.Instance] = field(default_factory=dict)
+    # What it answers to who asks what a creation would mean.
+    plan: api.Plan = field(default_factory=api.Plan)
     # Those that do not stop, whatever is asked of them.
     lasting: set[str] = field(default_factory=set)
     # Streams of WatchInstances, in order; a stream that is followed by another one breaks.
@@ -170,7 +172,9 @@ class Instances(instances_grpc.InstanceServiceServicer):
             platform.position += 3
             at = ("fermion-position", f"instances/0={platform.position}")
             context.set_trailing_metadata((at,))
-        return api.CreateInstanceResponse(instance=made)
+        return api.CreateInstanceResponse(
+            instance=made, plan=platform.plan if request.validate_only else None
+        )
 
     def GetInstance(
         self, request: api.GetInstanceRequest, context: grpc.ServicerContext

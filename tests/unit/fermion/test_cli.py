@@ -153,6 +153,35 @@ def test_a_dry_run_shows_the_plan_and_says_so_to_the_platform(
     assert sent.validate_only
 
 
+def test_a_dry_run_tells_the_price_and_the_place_in_the_queue(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.plan.price.CopyFrom(
+        api.Plan.Price(
+            currency="USD",
+            rate_nanos=2_540_000_000,
+            worst_nanos=20_320_000_001,
+            price_version="2026-01",
+        )
+    )
+    lab.plan.queue.SetInParent()
+    dry = ["instances", "create", "own", "--kind", "notebook", "--max-cost", "2.50", "--dry-run"]
+    assert run(dry) == 0
+    shown = told(capsys)
+    assert (
+        "2.54 USD an hour, 0.00 USD an hour while stopped, at most 20.320000001 USD an attempt "
+        "(prices 2026-01)"
+    ) in shown
+    assert "would start at once" in shown
+    sent = lab.sent("CreateInstance")[0].request
+    assert isinstance(sent, api.CreateInstanceRequest)
+    assert sent.instance.spec.max_cost.nanos == 2_500_000_000
+    lab.plan.queue.place, lab.plan.queue.waiting = 2, 3
+    lab.plan.queue.workload.reason.code = "NO_CLUSTER"
+    assert run(dry) == 0
+    assert "would wait, at place 2 of 3: no cluster is enrolled" in told(capsys)
+
+
 def test_a_file_may_come_by_stdin_and_bring_the_name(
     lab: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,36 @@ def test_a_duration_that_is_shown_is_read_as_the_same(seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "nanos", "currency"),
+    [
+        ("2.50", 2_500_000_000, ""),
+        ("3", 3 * 10**9, ""),
+        ("0.1", 100_000_000, ""),
+        ("0.000000001", 1, ""),
+        # A float would make 9223372036.854775 of it.
+        ("9223372036.854775807 EUR", 2**63 - 1, "EUR"),
+        ("12USD", 12 * 10**9, "USD"),
+    ],
+)
+def test_money_is_read_to_the_billionth(text: str, nanos: int, currency: str) -> None:
+    assert read.money("--max-cost", text) == workload.Money(currency=currency, nanos=nanos)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "$2", "-1", "2,50", "1e3", "0.0000000001", "2 usd", "9223372036.854775808", "nan"]
+)
+def test_what_is_no_amount_of_money_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="--max-cost"):
+        read.money("--max-cost", text)
+
+
+@given(st.integers(min_value=0, max_value=2**63 - 1), st.sampled_from(["", "USD", "EUR"]))
+def test_money_that_is_shown_is_read_as_the_same(nanos: int, currency: str) -> None:
+    shown = show.money(nanos, currency)
+    assert read.money("--max-cost", shown) == workload.Money(currency=currency, nanos=nanos)
+
+
+@pytest.mark.parametrize(
     ("text", "port"),
     [
         ("web:8000", workload.Port(name="web", number=8000, protocol=workload.Port.PROTOCOL_HTTP)),

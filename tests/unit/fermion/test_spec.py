@@ -28,6 +28,7 @@ FULL = Wish(
     restart="on-failure",
     restarts_max=3,
     max_duration="8h",
+    max_cost="2.50",
     label=("team=vision",),
     display_name="Lab",
     description="A lab",
@@ -53,6 +54,7 @@ def test_every_option_lands_in_its_field() -> None:
     assert spec.restart_policy.mode == workload.RestartPolicy.MODE_ON_FAILURE
     assert spec.restart_policy.restarts_max == 3
     assert spec.max_duration.seconds == 8 * 3600
+    assert spec.max_cost == workload.Money(nanos=2_500_000_000)
     assert (dict(asked.labels), asked.display_name) == ({"team": "vision"}, "Lab")
 
 

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from fermion.api.scheduler.v1 import resources_pb2 as _resources_pb2_1
 from fermion.api.workload.v1 import resources_pb2 as _resources_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -198,6 +199,7 @@ class Spec(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     kind: Global___Kind.ValueType
     """What it is for; needed to create, and never changes."""
     template: _builtins.str
@@ -232,6 +234,12 @@ class Spec(_message.Message):
     def max_duration(self) -> _duration_pb2.Duration:
         """From the first start of an attempt; absent for the template's, which may be none."""
 
+    @_builtins.property
+    def max_cost(self) -> _resources_pb2.Money:
+        """What an attempt may cost; absent for the template's, which may be nothing. More than 0; without a
+        currency, in the platform's.
+        """
+
     def __init__(
         self,
         *,
@@ -245,10 +253,11 @@ class Spec(_message.Message):
         args: _abc.Iterable[_builtins.str] | None = ...,
         restart_policy: _resources_pb2.RestartPolicy | None = ...,
         max_duration: _duration_pb2.Duration | None = ...,
+        max_cost: _resources_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_cost", b"max_cost", "max_duration", b"max_duration", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "kind", b"kind", "max_duration", b"max_duration", "ports", b"ports", "resources", b"resources", "restart_policy", b"restart_policy", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "kind", b"kind", "max_cost", b"max_cost", "max_duration", b"max_duration", "ports", b"ports", "resources", b"resources", "restart_policy", b"restart_policy", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,6 +518,7 @@ class TemplateSpec(_message.Message):
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Image."""
     @_builtins.property
@@ -543,6 +553,10 @@ class TemplateSpec(_message.Message):
     def probes(self) -> _resources_pb2.Probes:
         """Readiness of the replica."""
 
+    @_builtins.property
+    def max_cost(self) -> _resources_pb2.Money:
+        """What an attempt may cost; absent for no bound. More than 0; without a currency, in the platform's."""
+
     def __init__(
         self,
         *,
@@ -555,10 +569,11 @@ class TemplateSpec(_message.Message):
         restart_policy: _resources_pb2.RestartPolicy | None = ...,
         max_duration: _duration_pb2.Duration | None = ...,
         probes: _resources_pb2.Probes | None = ...,
+        max_cost: _resources_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration", "probes", b"probes", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_cost", b"max_cost", "max_duration", b"max_duration", "probes", b"probes", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "max_duration", b"max_duration", "ports", b"ports", "probes", b"probes", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "env", b"env", "image", b"image", "max_cost", b"max_cost", "max_duration", b"max_duration", "ports", b"ports", "probes", b"probes", "resources", b"resources", "restart_policy", b"restart_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,9 +585,47 @@ class Plan(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Price(_message.Message):
+        """What it would cost, by the prices in force now."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CURRENCY_FIELD_NUMBER: _builtins.int
+        RATE_NANOS_FIELD_NUMBER: _builtins.int
+        STOPPED_RATE_NANOS_FIELD_NUMBER: _builtins.int
+        WORST_NANOS_FIELD_NUMBER: _builtins.int
+        PRICE_VERSION_FIELD_NUMBER: _builtins.int
+        currency: _builtins.str
+        """ISO 4217."""
+        rate_nanos: _builtins.int
+        """By the hour while it runs. Billionths of the currency."""
+        stopped_rate_nanos: _builtins.int
+        """By the hour while it is stopped: its files."""
+        worst_nanos: _builtins.int
+        """At the most, to its longest time or its limit; 0 where neither is set."""
+        price_version: _builtins.str
+        """Version of the prices."""
+        def __init__(
+            self,
+            *,
+            currency: _builtins.str = ...,
+            rate_nanos: _builtins.int = ...,
+            stopped_rate_nanos: _builtins.int = ...,
+            worst_nanos: _builtins.int = ...,
+            price_version: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "price_version", b"price_version", "rate_nanos", b"rate_nanos", "stopped_rate_nanos", b"stopped_rate_nanos", "worst_nanos", b"worst_nanos"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKLOAD_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     ABSENT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workload(self) -> _resources_pb2.Workload:
         """The workload as it would be declared."""
@@ -585,16 +638,26 @@ class Plan(_message.Message):
     def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Parts that cannot be told, e.g. `price` while there is no price book."""
 
+    @_builtins.property
+    def price(self) -> Global___Plan.Price:
+        """Absent where `absent` names `price`."""
+
+    @_builtins.property
+    def queue(self) -> _resources_pb2_1.Explanation:
+        """What would be in its way now; absent where `absent` names `queue`."""
+
     def __init__(
         self,
         *,
         workload: _resources_pb2.Workload | None = ...,
         warnings: _abc.Iterable[_resources_pb2.Reason] | None = ...,
         absent: _abc.Iterable[_builtins.str] | None = ...,
+        price: Global___Plan.Price | None = ...,
+        queue: _resources_pb2_1.Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "queue", b"queue", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "warnings", b"warnings", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "price", b"price", "queue", b"queue", "warnings", b"warnings", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -541,7 +541,9 @@ class Port(_message.Message):
     name: _builtins.str
     """Its name, e.g. `jupyter`; the number is given in `FERMION_PORT_<NAME>`."""
     number: _builtins.int
-    """The number the program asks for inside the replica."""
+    """The number that people know it by; the program listens on the one in `FERMION_PORT_<NAME>`, which
+    is another one where replicas share the numbers of a machine.
+    """
     protocol: Global___Port.Protocol.ValueType
     """How it is spoken to."""
     public: _builtins.bool
@@ -673,7 +675,7 @@ class Mount(_message.Message):
         volume_uid: _builtins.str
         """Uid of the volume."""
         size_bytes: _builtins.int
-        """Bytes asked for when it is first bound."""
+        """What the volume was declared with, or 0: anything else is refused."""
         def __init__(
             self,
             *,
@@ -1330,7 +1332,7 @@ class Workload(_message.Message):
     owner_uid: _builtins.str
     """Uid of that resource."""
     purpose: _builtins.str
-    """Empty for the main one; revision, tensorboard, build, snapshot, …."""
+    """Empty for the main one; revision, tensorboard, build, snapshot, …, where a cluster honours others."""
     attempt: _builtins.int
     """1, 2, …."""
     project: _builtins.str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Final
+from typing import Final, TypeAlias
 
 from fermion.api.billing import v1 as billing
 from fermion.api.workload import v1 as api
@@ -17,7 +17,7 @@ from services.billing.metering import Said
 from tests.unit.services.billing.life import Life, occurred_ms
 
 HOUR_MS: Final = 3_600_000
-State = "billing.BillableState.ValueType"
+State: TypeAlias = "billing.BillableState.ValueType"
 
 
 class Subject:

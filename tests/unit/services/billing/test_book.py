@@ -66,8 +66,12 @@ WRONG: tuple[tuple[str, str, Change], ...] = (
         "whole_milliseconds",
         lambda said: setattr(said.states[0].free, "nanos", 1),
     ),
-    ("price_book.platform_causes[3]", "known", lambda said: said.platform_causes.append(99)),
-    ("price_book.platform_causes[3]", "known", lambda said: said.platform_causes.append(0)),
+    ("price_book.platform_causes[3]", "known", lambda said: said.MergeFromString(b"\x30\x63")),
+    (
+        "price_book.platform_causes[3]",
+        "known",
+        lambda said: said.platform_causes.append(api.CAUSE_UNSPECIFIED),
+    ),
     (
         "price_book.effective_time",
         "whole_milliseconds",

@@ -301,6 +301,7 @@ CHANGES: st.SearchStrategy[Decide] = st.sampled_from(
         change(api.Instance(display_name="Bob's"), "display_name"),
         change(asked(image="jupyterlab:2"), "spec.image"),
         change(asked(max_duration=Duration(seconds=3600)), "spec.max_duration"),
+        change(asked(max_cost=workload.Money(nanos=1)), "spec.max_cost"),
     ]
 )
 DECISIONS: st.SearchStrategy[Decide] = (

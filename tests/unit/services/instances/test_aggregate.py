@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from chassis import ids
 from chassis.refusals import Conflict, Invalid, Missing, Refused
+from fermion.api.billing import v1 as billing
 from fermion.api.instances import v1 as api
+from fermion.api.scheduler import v1 as scheduler
 from fermion.api.workload import v1 as workload
 from services.instances import aggregate
+from services.instances import spec as rules
 from services.instances import template as templates
 from services.instances.aggregate import Instance
 from services.instances.config import GB, Settings
@@ -324,6 +327,71 @@ def test_what_is_named_twice_is_refused(
     with pytest.raises(Invalid) as refusal:
         create(wanted)(Life().now)
     assert [v.field for v in refusal.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("bound", "field"),
+    [
+        (workload.Money(), "nanos"),
+        (workload.Money(currency="USD"), "nanos"),
+        (workload.Money(nanos=1, currency="EUR"), "currency"),
+    ],
+)
+def test_a_bound_of_the_cost_is_more_than_nothing_and_in_the_platforms_currency(
+    bound: workload.Money, field: str
+) -> None:
+    with pytest.raises(Invalid) as refusal:
+        create(asked(max_cost=bound))(Life().now)
+    assert [v.field for v in refusal.value.violations] == [f"instance.spec.max_cost.{field}"]
+
+
+@pytest.mark.parametrize("currency", ["", "USD"])
+def test_a_bound_of_the_cost_is_shown_and_declared_as_it_was_asked_for(currency: str) -> None:
+    bound = workload.Money(nanos=2_500_000_000, currency=currency)
+    life = Life().do(create(asked(max_cost=bound)))
+    assert life.shown.spec.max_cost == bound
+    assert aggregate.declared(life.now.instance, 1).max_cost == bound
+
+
+def test_without_a_bound_nothing_is_declared_of_it() -> None:
+    life = Life().do(create())
+    assert not aggregate.declared(life.now.instance, 1).HasField("max_cost")
+
+
+def test_a_plan_tells_what_could_be_had_and_names_what_could_not() -> None:
+    instance = Life().do(create()).now.instance
+    price = billing.EstimateCostResponse(
+        currency="USD", rate_nanos=3, stopped_rate_nanos=1, worst_nanos=9, price_version="2026-01"
+    )
+    queue = scheduler.Explanation(place=2, waiting=3)
+    neither, priced, queued = (
+        aggregate.plan(instance, 1),
+        aggregate.plan(instance, 1, price),
+        aggregate.plan(instance, 1, queue=queue),
+    )
+    assert list(neither.absent) == ["price", "queue"]
+    assert not neither.HasField("price")
+    assert not neither.HasField("queue")
+    assert list(priced.absent) == ["queue"]
+    assert priced.price == api.Plan.Price(
+        currency="USD", rate_nanos=3, stopped_rate_nanos=1, worst_nanos=9, price_version="2026-01"
+    )
+    assert list(queued.absent) == ["price"]
+    assert queued.queue == queue
+
+
+def test_a_template_bounds_the_cost_of_who_says_nothing_of_it() -> None:
+    own, bound = workload.Money(nanos=1), workload.Money(nanos=5)
+    filling = api.TemplateSpec(max_cost=bound)
+    assert rules.fill(api.Spec(), filling).max_cost == bound
+    assert rules.fill(api.Spec(max_cost=own), filling).max_cost == own
+
+
+def test_another_bound_of_the_cost_waits_for_the_next_start() -> None:
+    life = Life().do(create(), admitted())
+    life.do(change(asked(max_cost=workload.Money(nanos=5)), "spec.max_cost"))
+    assert life.shown.spec.max_cost.nanos == 5
+    assert life.shown.status.pending_restart
 
 
 def custom(**spec: object) -> api.Instance:
@@ -783,11 +851,26 @@ def test_bounds_that_allow_nothing_are_refused_at_the_start() -> None:
     assert refusal.value.arguments["variable"] == "FERMION_INSTANCES_CPU_MIN"
 
 
+def test_a_currency_that_is_none_is_refused_at_the_start() -> None:
+    with pytest.raises(Invalid) as refusal:
+        Settings(currency="dollars")
+    assert refusal.value.arguments["variable"] == "FERMION_CURRENCY"
+
+
 def test_the_policy_of_these_tests_is_the_guides() -> None:
     assert (POLICY.cpu_milli_min, POLICY.gpu_milli_max) == (4000, 8000)
 
 
 # Templates.
+
+
+def test_a_template_bounds_no_cost_by_nothing() -> None:
+    broken = api.Template()
+    broken.CopyFrom(NOTEBOOK)
+    broken.spec.max_cost.currency = "USD"
+    with pytest.raises(Invalid) as refusal:
+        templates.change(None, asked=broken, policy=POLICY, allow_missing=True)
+    assert [v.field for v in refusal.value.violations] == ["template.spec.max_cost.nanos"]
 
 
 def test_a_template_is_added_only_where_that_is_allowed() -> None:

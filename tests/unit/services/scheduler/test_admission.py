@@ -13,6 +13,7 @@ from services.scheduler.admission import (
     EXPIRED,
     UNHONOURED,
     VOLUME_GONE,
+    VOLUME_SIZE,
     Admit,
     Refuse,
     Release,
@@ -81,9 +82,11 @@ def test_in_whichever_order_things_are_put_the_decisions_are_the_same(
         other = World()
         other.state.limit(world.state.quotas.projects, world.state.quotas.limits)
         for uid, nodes in sorted(world.state.clusters.items(), reverse=True):
+            # Also where no node of it is left: what wants nothing fits there.
+            there = other.state.nodes(uid)
             for name in sorted(nodes.nodes, reverse=True):
                 if nodes.nodes[name].known:
-                    other.state.nodes(uid).put(nodes.nodes[name].shape)
+                    there.put(nodes.nodes[name].shape)
         shuffled = list(world.works.values())
         random.shuffle(shuffled)  # type: ignore[attr-defined]
         other.declare(*shuffled)
@@ -178,10 +181,15 @@ def test_no_admission_moves_a_reservation_later_but_one_of_an_earlier_class(
         if not {one.uid for one in after.values()} <= {one.uid for one in before.values()}:
             # Another one has a reservation now, which goes before those of later classes.
             continue
-        first = min((classes[one.uid] for one in decided if isinstance(one, Admit)), default=SPOT)
+        admitted = {one.uid for one in decided if isinstance(one, Admit)}
+        first = min((classes[uid] for uid in admitted), default=SPOT)
         for flavour, reserved in after.items():
-            was = before[flavour]
-            if was.uid == reserved.uid and first >= reserved.klass:
+            was = before.get(flavour)
+            # Who was given some of what he waits for waits for the rest from then on, perhaps
+            # among those of another model.
+            if was is None or was.uid != reserved.uid or was.uid in admitted:
+                continue
+            if first >= reserved.klass:
                 assert reserved.plan.start <= was.plan.start
 
 
@@ -658,6 +666,18 @@ def test_a_workload_that_waits_for_a_volume_that_goes_is_refused() -> None:
     world.turn()
     world.store(stored("vol_1", withdrawn=True))
     assert world.turn() == [Refuse("waits", VOLUME_GONE)]
+
+
+def test_a_mount_of_another_size_than_the_volume_was_declared_with_is_refused() -> None:
+    world = World.of(node("n"))
+    size = stored("vol_1").size_bytes
+    same, other = (("vol_1", size),), (("vol_1", size), ("vol_1", size + 1))
+    world.declare(mounting("same", "vol_1", sizes=same), mounting("other", "vol_1", sizes=other))
+    assert world.turn() == []
+    world.store(stored("vol_1"))
+    told = world.turn()
+    assert Refuse("other", VOLUME_SIZE) in told
+    assert "same" in {decision.uid for decision in told if isinstance(decision, Admit)}
 
 
 # What will never run, and what may not run there.

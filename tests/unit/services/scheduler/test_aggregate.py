@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ withdraw: Decide = partial(aggregate.withdraw, cause=workload.CAUSE_USER_STOP)
 release: Decide = aggregate.release
 
 DECISIONS = st.one_of(
-    st.sampled_from([enqueue, withdraw, release, refused()]),
+    st.sampled_from([enqueue, withdraw, aggregate.exhaust, release, refused()]),
     st.sampled_from(["vision", "speech"]).map(relabelled),
     st.integers(0, 4).map(scaled),
     st.integers(0, 3).map(admitted),
@@ -137,6 +138,34 @@ def test_what_is_withdrawn_once_it_is_admitted_is_taken_down_with_its_own_grace(
     revoked = told(enqueue, admitted(), withdraw).records[-1].message
     assert isinstance(revoked, workload.WorkloadRevoked)
     assert (revoked.cause, revoked.grace.seconds) == (workload.CAUSE_USER_STOP, 30)
+
+
+def test_what_has_cost_what_it_may_is_taken_down_with_its_own_grace() -> None:
+    revoked = told(enqueue, admitted(), aggregate.exhaust).records[-1].message
+    assert isinstance(revoked, workload.WorkloadRevoked)
+    assert (revoked.cause, revoked.grace.seconds) == (workload.CAUSE_BUDGET, 30)
+    assert (revoked.uid, revoked.project) == ("wkl_1", "acme")
+
+
+def test_what_wants_more_than_it_has_is_taken_down_by_its_cost_as_well() -> None:
+    assert said(told(enqueue, admitted(2), aggregate.exhaust))[-1] == "WorkloadRevoked"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        (enqueue,),
+        (enqueue, refused()),
+        (enqueue, admitted(), withdraw),
+        (enqueue, admitted(), aggregate.exhaust),
+        (enqueue, admitted(), release),
+    ],
+)
+def test_a_cost_that_is_told_of_what_does_not_run_or_again_adds_nothing(
+    before: Sequence[Decide],
+) -> None:
+    assert aggregate.exhaust(aggregate.fold(told(*before).records)) == []
 
 
 def test_the_grace_of_a_withdrawal_goes_before_that_of_the_workload() -> None:
