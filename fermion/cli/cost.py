@@ -250,6 +250,9 @@ def estimate(
     memory: Annotated[str, Parameter(help="Memory, e.g. 16GiB")] = "",
     storage: Annotated[str, Parameter(help="Disk that outlives a stop, e.g. 50GiB")] = "",
     max_duration: Annotated[str, Parameter(help="Stop after, e.g. 8h")] = "",
+    max_cost: Annotated[
+        str, Parameter(help="Stop once an attempt has cost so much, e.g. 2.50")
+    ] = "",
     options: Options = Options(),
 ) -> None:
     """
@@ -274,11 +277,13 @@ def estimate(
     size = read.size("--storage", storage) if storage else 0
     if max_duration:
         wanted.max_duration.FromTimedelta(read.duration("--max-duration", max_duration))
+    if max_cost:
+        wanted.max_cost.CopyFrom(read.money("--max-cost", max_cost))
     with options.client() as client:
         found = client.costs.estimate(options.project_of(client), wanted, size)
     worst = ""
     if found.worst_nanos:
-        worst = f"{money.amount(found.worst_nanos, found.currency)} within {max_duration}"
+        worst = f"{money.amount(found.worst_nanos, found.currency)} an attempt"
     rows = (
         ("running", f"{money.amount(found.rate_nanos, found.currency)} an hour"),
         ("stopped", f"{money.amount(found.stopped_rate_nanos, found.currency)} an hour"),

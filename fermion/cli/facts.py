@@ -148,7 +148,7 @@ def _what(fact: api.Record, names: Mapping[str, str], subject: str) -> str:
         elif isinstance(value, workload.Reason):
             parts.append(show.sentence(value))
         elif isinstance(value, workload.Money):
-            parts.append(f"{field.name}={money.amount(value.nanos, value.currency)}")
+            parts.append(f"{field.name}={money.exact(value.nanos, value.currency)}")
         elif isinstance(value, billing.PriceBook):
             parts.append(value.version)
         elif isinstance(value, projects.Limits):

@@ -35,6 +35,7 @@ OPTION_OF: Mapping[str, str] = {
     "line": "--line",
     "cut": "--cut",
     "workload.max_duration": "--max-duration",
+    "workload.max_cost": "--max-cost",
     "storage_bytes": "--storage",
     "price_book.effective_time": "--effective",
     "instance.spec.max_cost": "--max-cost",

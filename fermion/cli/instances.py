@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 
 from fermion.api.instances import v1 as api
-from fermion.cli import cost, near, read, runtime, show, text, top
+from fermion.cli import cost, money, near, read, runtime, show, text, top
 from fermion.cli.options import Etag, InstanceName, Options, note, template_names
 from fermion.cli.show import Column
 from fermion.cli.spec import Wish, build
@@ -345,7 +345,7 @@ def _details(instance: api.Instance) -> str:
     lasts = show.span(spec.max_duration) if spec.HasField("max_duration") else ""
     costs = ""
     if spec.HasField("max_cost"):
-        costs = show.money(spec.max_cost.nanos, spec.max_cost.currency)
+        costs = money.exact(spec.max_cost.nanos, spec.max_cost.currency)
     return show.details(
         (
             ("name", instance.name),
@@ -409,11 +409,11 @@ def _price(plan: api.Plan) -> str:
     """What it would cost by the hour, and at the most where something bounds it."""
     price = plan.price
     said = [
-        f"{show.money(price.rate_nanos, price.currency)} an hour",
-        f"{show.money(price.stopped_rate_nanos, price.currency)} an hour while stopped",
+        f"{money.amount(price.rate_nanos, price.currency)} an hour",
+        f"{money.amount(price.stopped_rate_nanos, price.currency)} an hour while stopped",
     ]
     if price.worst_nanos:
-        said.append(f"at most {show.money(price.worst_nanos, price.currency)} an attempt")
+        said.append(f"at most {money.amount(price.worst_nanos, price.currency)} an attempt")
     return f"{', '.join(said)} (prices {price.price_version})"
 
 

@@ -27,6 +27,11 @@ def amount(nanos: int, currency: str) -> str:
     return f"{shown(nanos)} {currency}".rstrip()
 
 
+def exact(nanos: int, currency: str) -> str:
+    """All of an amount, with its currency, as `read.money` reads it."""
+    return f"{decimal(nanos)} {currency}".rstrip()
+
+
 def ratio(numerator: int, denominator: int) -> str:
     """A fraction as a decimal number, rounded half to even behind its last place shown."""
     unit = 10**DECIMALS_MAX

@@ -312,13 +312,6 @@ def size(number: int) -> str:
     return str(number)
 
 
-def money(nanos: int, currency: str) -> str:
-    """An amount of money, exactly, with two decimals or as many as it needs."""
-    units, part = divmod(abs(nanos), 10**9)
-    decimals = f"{part:09}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nanos < 0 else ''}{units}.{decimals} {currency}".rstrip()
-
-
 def amounts(limits: projects.Limits) -> dict[str, int]:
     """Amounts by dimension, as the scheduler names them; what is not said is not there."""
     found = {f"gpu_milli/{model}": limits.gpu_milli[model] for model in sorted(limits.gpu_milli)}

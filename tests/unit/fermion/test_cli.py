@@ -169,7 +169,7 @@ def test_a_dry_run_tells_the_price_and_the_place_in_the_queue(
     assert run(dry) == 0
     shown = told(capsys)
     assert (
-        "2.54 USD an hour, 0.00 USD an hour while stopped, at most 20.320000001 USD an attempt "
+        "2.54 USD an hour, 0.00 USD an hour while stopped, at most 20.32 USD an attempt "
         "(prices 2026-01)"
     ) in shown
     assert "would start at once" in shown

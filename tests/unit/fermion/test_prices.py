@@ -172,3 +172,10 @@ def test_a_wrong_file_is_refused_before_anybody_is_asked(
     assert f"{file}: prices.cpu is 'cheap': it must be a price" in printed
     assert 'what to do: Write it like "2.40".' in printed
     assert not acme.calls
+
+
+def test_the_shell_is_offered_the_versions_that_there_are(
+    acme: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["__complete", "prices", "show", ""]) == 0
+    assert {"2026-01", "2026-02"} <= set(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fermion.api.instances import v1 as api
 from fermion.api.workload import v1 as workload
-from fermion.cli import read, show
+from fermion.cli import money, read, show
 from fermion.errors import InvalidArgument
 
 
@@ -107,7 +107,7 @@ def test_what_is_no_amount_of_money_is_refused(text: str) -> None:
 
 @given(st.integers(min_value=0, max_value=2**63 - 1), st.sampled_from(["", "USD", "EUR"]))
 def test_money_that_is_shown_is_read_as_the_same(nanos: int, currency: str) -> None:
-    shown = show.money(nanos, currency)
+    shown = money.exact(nanos, currency)
     assert read.money("--max-cost", shown) == workload.Money(currency=currency, nanos=nanos)
 
 
