@@ -18,6 +18,11 @@ class Settings:
         Path(__file__).with_name("prices.yaml"),
         "File with the price book that a new platform begins with; later ones are published.",
     )
+    currency: str = setting(
+        "FERMION_CURRENCY",
+        "USD",
+        "ISO 4217 code of the currency that all prices and limits are in.",
+    )
     proof_seconds: float = setting(
         "FERMION_BILLING_PROOF_SECONDS",
         10.0,

@@ -108,7 +108,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         """Sum what was used, up to where each cluster has said everything."""
         _must_name_label(request.group_by, request.label)
         project = _project(request.parent)
-        start, end = self._period(request.start_time, request.end_time, request)
+        start, end = self._period(request.start_time, request.end_time)
         look = await self._accounts.look(project)
         rows = await self._accounts.usage(
             Question(start, end, project),
@@ -147,7 +147,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         """Sum what it cost: what is settled, and what is accruing behind that."""
         _must_name_label(request.group_by, request.label)
         project = _project(request.parent)
-        start, end = self._period(request.start_time, request.end_time, request)
+        start, end = self._period(request.start_time, request.end_time)
         if request.owner and not request.owner.startswith(f"{request.parent}/"):
             raise Invalid(
                 "FIELD_INVALID",
@@ -179,7 +179,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         last, at = api.WatchCostResponse(), float("-inf")
         while True:
             now = self._clock.now()
-            start, _ = self._period(request.start_time, Timestamp(), request)
+            start, _ = self._period(request.start_time, Timestamp())
             look = await self._accounts.look(project)
             costs = await self._costs(Question(start, milliseconds(now), project), look, (), "")
             response = api.WatchCostResponse(
@@ -228,7 +228,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
     ) -> api.ExplainChargeResponse:
         """Tell every line of an owner with its pieces, and each piece with its facts."""
         project = request.owner.split("/")[1]
-        start, end = self._period(request.start_time, request.end_time, request)
+        start, end = self._period(request.start_time, request.end_time)
         look = await self._look(project, request)
         settled = look.settled
         pieces: list[tuple[metering.History, Segment]] = [
@@ -278,6 +278,14 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         look = await self._accounts.look(None)
         prices = look.in_force(milliseconds(self._clock.now()))
         asked = request.workload
+        if asked.project not in ("", request.parent.removeprefix("projects/")):
+            raise Invalid(
+                "FIELD_INVALID",
+                f"workload.project is {asked.project!r}, which is not that of {request.parent}.",
+                violations=(Violation("workload.project", f"must be that of {request.parent}"),),
+                next_step="Ask in the project that it would run in.",
+                field="workload.project",
+            )
         storage = rating.rate_per_hour(Sku(storage_bytes=request.storage_bytes), prices)
         rate = storage + sum(
             group.replicas * _rate(group.resources, prices)
@@ -344,7 +352,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             for keys, (before, now, rate) in found.items()
         }
 
-    def _period(self, start: Timestamp, end: Timestamp, request: object) -> tuple[int, int]:
+    def _period(self, start: Timestamp, end: Timestamp) -> tuple[int, int]:
         """The period asked for; the month so far, where none is."""
         now = self._clock.now()
         began = _month_of(now) if not _said(start) else start.ToDatetime(tzinfo=UTC)
@@ -395,10 +403,8 @@ def _ordered(start: int, end: int) -> tuple[int, int]:
 def _must_name_label(by: Sequence[int], label: str) -> None:
     if (api.GROUP_BY_LABEL in by) != bool(label):
         raise Invalid(
-            "LABEL_MISSING" if not label else "LABEL_UNUSED",
-            "group_by names labels, and label says which one."
-            if not label
-            else "label is given, and group_by does not name labels.",
+            "LABEL_NOT_NAMED",
+            "label says which label GROUP_BY_LABEL sums by, and one is given without the other.",
             violations=(Violation("label", "must be given with GROUP_BY_LABEL, and only with it"),),
             next_step="Give both, or neither.",
             field="label",

@@ -28,7 +28,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
     settler = Settler(
         accounts, kernel.journal, kernel.lease("settlement"), kernel.clock, kernel.settings
     )
-    first = _first(kernel.settings.prices)
+    first = _first(kernel.settings)
 
     async def begin() -> None:
         await transact(
@@ -58,19 +58,29 @@ def wire(kernel: Kernel[Settings]) -> Wired:
     )
 
 
-def _first(path: Path) -> api.PriceBook:
+def _first(settings: Settings) -> api.PriceBook:
     """Read the prices that a new platform begins with; `Invalid` where they cannot be read or used."""
+    path = settings.prices
     try:
-        return pricebook.parse(path.read_text(encoding="utf-8"), str(path))
+        found = pricebook.parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, InvalidArgument) as error:
-        raise Invalid(
-            "SETTING_INVALID",
-            f"FERMION_BILLING_PRICES names {path}, which cannot be used: {error}",
-            violations=(Violation("FERMION_BILLING_PRICES", "must name a file with a price book"),),
-            next_step="Name a file like services/billing/prices.yaml.",
-            variable="FERMION_BILLING_PRICES",
-            value=str(path),
-        ) from error
+        raise _unusable(path, str(error)) from error
+    if found.currency != settings.currency:
+        raise _unusable(
+            path, f"its currency is {found.currency}, and FERMION_CURRENCY is {settings.currency}."
+        )
+    return found
+
+
+def _unusable(path: Path, why: str) -> Invalid:
+    return Invalid(
+        "SETTING_INVALID",
+        f"FERMION_BILLING_PRICES names {path}, which cannot be used: {why}",
+        violations=(Violation("FERMION_BILLING_PRICES", "must name a file with a price book"),),
+        next_step="Name a file like services/billing/prices.yaml.",
+        variable="FERMION_BILLING_PRICES",
+        value=str(path),
+    )
 
 
 TARGET = Target(

@@ -21,6 +21,7 @@ INSTANCES = "fermion.api.instances.v1"
 PROJECTS = "fermion.api.projects.v1"
 EXECUTOR = "fermion.api.executor.v1"
 WORKLOAD = "fermion.api.workload.v1"
+BILLING = "fermion.api.billing.v1"
 HONOURED = {
     f"{INSTANCES}.Spec.kind": "services/instances/spec.py named: chooses the template",
     f"{INSTANCES}.Spec.template": "services/instances/aggregate.py create: is filled from it",
@@ -86,6 +87,29 @@ HONOURED = {
     f"{EXECUTOR}.ReplicaSelector.role": "services/executor/servicer.py _replicas",
     f"{EXECUTOR}.ReplicaSelector.rank": "services/executor/servicer.py _replicas",
     f"{EXECUTOR}.ReplicaSelector.replica_uid": "services/executor/servicer.py _replicas",
+    f"{BILLING}.PriceBook.version": "services/billing/book.py validate: never used twice",
+    f"{BILLING}.PriceBook.currency": "services/billing/book.py validate: the same for ever",
+    f"{BILLING}.PriceBook.effective_time": "services/billing/aggregate.py publish: in force from then",
+    f"{BILLING}.PriceBook.prices": "services/billing/book.py book_of",
+    f"{BILLING}.PriceBook.states": "services/billing/book.py book_of",
+    f"{BILLING}.PriceBook.platform_causes": "services/billing/book.py book_of",
+    f"{BILLING}.PriceBook.number": "services/billing/aggregate.py _published: set by the service",
+    f"{BILLING}.PriceBook.publish_time": "services/billing/aggregate.py _published: set by the service",
+    f"{BILLING}.Price.dimension": "services/billing/book.py book_of",
+    f"{BILLING}.Price.gpu_type": "services/billing/book.py book_of",
+    f"{BILLING}.Price.price_nanos": "services/billing/book.py book_of",
+    f"{BILLING}.StateRule.state": "services/billing/book.py book_of",
+    f"{BILLING}.StateRule.billed": "services/billing/book.py book_of",
+    f"{BILLING}.StateRule.free": "services/billing/book.py book_of",
+    f"{BILLING}.Cut.sources": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.price_book": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.algorithm": "services/billing/accounts.py look_again: only the present one",
+    f"{BILLING}.Cut.disputed": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Source.journal": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Source.position": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Source.through_time": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Disputed.uid": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Disputed.position": "services/billing/accounts.py look_again",
     f"{WORKLOAD}.Workload.uid": "services/scheduler/aggregate.py place: its stream",
     f"{WORKLOAD}.Workload.owner": "services/scheduler/projection.py: shown in the queue",
     f"{WORKLOAD}.Workload.owner_uid": "services/instances/consumer.py: finds the instance",

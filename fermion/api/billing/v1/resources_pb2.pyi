@@ -400,7 +400,7 @@ class Segment(_message.Message):
     price_book: _builtins.int
     """Number of the price book."""
     why: _builtins.str
-    """Why it costs nothing, or what ended it; a code."""
+    """Why it costs, or costs nothing; a code."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """First millisecond."""
