@@ -96,6 +96,8 @@ def show_(
         found = client.prices.list()
     book = _one(found, version)
     if as_file:
+        # It was in force from then on, and prices cannot be published for what is over.
+        book.ClearField("effective_time")
         print(text.lines(pricebook.written(book)), end="")
         return
     show.one(book, options.output, lambda: _text(Listed(book, found.in_force)))
