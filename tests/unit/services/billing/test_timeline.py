@@ -228,6 +228,20 @@ def test_unreachable_wins_over_draining() -> None:
     ]
 
 
+def test_where_gaps_overlap_the_first_says_since_when_nobody_knew() -> None:
+    facts = scheduled(0), started(0), lost(10), found(30), lost(20, n=2), found(40, n=2)
+    assert [
+        (one.state, one.start_ms - TEN_PAST, one.begin_of_state_ms - TEN_PAST)
+        for one in segments_of(*facts, cap=45)
+    ] == [
+        (RUNNING, 0, 0),
+        (UNREACHABLE, 10_000, 10_000),
+        (UNREACHABLE, 20_000, 10_000),
+        (UNREACHABLE, 30_000, 20_000),
+        (RUNNING, 40_000, 0),
+    ]
+
+
 def test_another_start_proves_life_as_well() -> None:
     facts = scheduled(0), started(0), lost(10), ended(12), started(15, run=1)
     runs = [
