@@ -38,7 +38,7 @@ from fermion.api.instances.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
 from services.executor import shim
-from tests.chaos.test_kills import find, insist, settle
+from tests.chaos.test_kills import Metadata, find, insist, settle
 from tests.stage import ROOT, TINY, Stage, staged, until
 
 CALLERS = 6
@@ -272,7 +272,7 @@ def journals(stage: Stage) -> list[str]:
 
 async def storm(stage: Stage, dice: random.Random, folder: Path) -> Ledger:
     """Let programs live from many callers until everything was struck often enough."""
-    ledger = Ledger()
+    ledger, metadata = Ledger(), stage.metadata
     (folder / "words").mkdir()
     options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
     address = stage.address_of("instances").split(",")[0]
@@ -282,7 +282,7 @@ async def storm(stage: Stage, dice: random.Random, folder: Path) -> Ledger:
             for number in range(CALLERS):
                 own = random.Random(dice.random())
                 group.create_task(
-                    live(stub, stage.token, ledger, number, own, folder / "words"),
+                    live(stub, metadata, ledger, number, own, folder / "words"),
                     name=f"caller {number}",
                 )
             group.create_task(strike(stage, ledger, dice), name="striker")
@@ -291,14 +291,13 @@ async def storm(stage: Stage, dice: random.Random, folder: Path) -> Ledger:
 
 async def live(
     stub: service_pb2_grpc.InstanceServiceAsyncStub,
-    token: str,
+    metadata: Metadata,
     ledger: Ledger,
     number: int,
     dice: random.Random,
     words: Path,
 ) -> None:
     """Create program after program: some end, some crash, some are stopped, restarted or deleted."""
-    metadata = (("authorization", f"Bearer {token}"),)
     count = 0
     while not ledger.over:
         count += 1
