@@ -157,6 +157,16 @@ class Stage:
         return str(found[service]).split(",")[0] if isinstance(found, dict) else self.address
 
     @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Calls of the admin that see everything done before: what a client sends, and no less."""
+        told = self.ok("status", "-o", "json").json()
+        assert isinstance(told, dict)
+        seen = ",".join(
+            f"{one['journal']}={one['head']}" for one in told["journals"] if "head" in one
+        )
+        return (("authorization", f"Bearer {self.token}"), ("fermion-after", seen))
+
+    @property
     def token(self) -> str:
         """The admin's token."""
         return Path(str(self.context()["token_file"])).read_text().strip()

@@ -44,6 +44,9 @@ AGAIN = (
 )
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
 @dataclass
 class Ledger:
     """What the client asked, and what it was told."""
@@ -141,7 +144,7 @@ def settle(stage: Stage) -> None:
 async def storm(stage: Stage, dice: random.Random) -> Ledger:
     """Create and stop from many callers until everything was killed often enough."""
     ledger = Ledger()
-    token = stage.token
+    metadata = stage.metadata
     options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
     address = stage.address_of("instances")
     async with grpc.aio.insecure_channel(address, options=options) as channel:
@@ -150,15 +153,18 @@ async def storm(stage: Stage, dice: random.Random) -> Ledger:
             for number in range(CALLERS):
                 # Each caller has its own dice, so that a seed names one order of its calls.
                 own = random.Random(dice.random())
-                group.create_task(work(stub, token, ledger, number, own), name=f"caller {number}")
+                group.create_task(
+                    work(stub, metadata, ledger, number, own), name=f"caller {number}"
+                )
             group.create_task(kill(stage, ledger, dice), name="killer")
-            group.create_task(look(stub, token, ledger), name="watcher")
+            group.create_task(look(stub, metadata, ledger), name="watcher")
     return ledger
 
 
-async def look(stub: service_pb2_grpc.InstanceServiceAsyncStub, token: str, ledger: Ledger) -> None:
+async def look(
+    stub: service_pb2_grpc.InstanceServiceAsyncStub, metadata: Metadata, ledger: Ledger
+) -> None:
     """Watch, resuming after each break, until everything that was created has been seen."""
-    metadata = (("authorization", f"Bearer {token}"),)
     asked = instances.WatchInstancesRequest(parent=f"projects/{PROJECT}", send_initial=True)
     deadline = time.monotonic() + CALL_SECONDS_MAX
     while not (ledger.over and ledger.created <= ledger.seen):
@@ -184,13 +190,12 @@ async def look(stub: service_pb2_grpc.InstanceServiceAsyncStub, token: str, ledg
 
 async def work(
     stub: service_pb2_grpc.InstanceServiceAsyncStub,
-    token: str,
+    metadata: Metadata,
     ledger: Ledger,
     number: int,
     dice: random.Random,
 ) -> None:
     """Create instance after instance, and stop some of them."""
-    metadata = (("authorization", f"Bearer {token}"),)
     count = 0
     while not ledger.over:
         count += 1
