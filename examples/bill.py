@@ -50,7 +50,7 @@ def bill(story: Story, platform: Platform, folder: Path) -> None:
     for name, seconds, code in (("short", 4, 0), ("crash", 2, 3)):
         platform.cli(
             *("instances", "create", name, *SMALL, "--restart", "on-failure"),
-            *("--restarts-max", "1", "--", "sh", "-c", words_of(folder, name, seconds, code)),
+            *("--restarts-max", "1", "--", "bash", "-c", words_of(folder, name, seconds, code)),
             show=False,
         )
     platform.cli("instances", "create", "long", *SMALL, "--wait", "running", "--", "sleep", "600")
@@ -175,9 +175,9 @@ def half_even(value: Fraction) -> int:
 
 
 def words_of(folder: Path, name: str, seconds: int, code: int) -> str:
-    """A program that writes down when it begins and when it ends."""
-    own = folder / f"{name}.words"
-    return f"date +%s%N >> {own}; sleep {seconds}; date +%s%N >> {own}; exit {code}"
+    """A program of bash that writes down when it begins and when it ends, in nanoseconds."""
+    say = f"echo ${{EPOCHREALTIME//[.,]/}}000 >> {folder / name}.words"
+    return f"{say}; sleep {seconds}; {say}; exit {code}"
 
 
 def records(platform: Platform, name: str) -> Iterator[tuple[int, int]]:

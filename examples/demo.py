@@ -6,7 +6,8 @@ The main job, from nothing, with a check behind every sentence.
 It starts the platform in a folder of its own and works with it as a user would: command line, plain
 gRPC, a second client, a subscriber on NATS; a program and a notebook that really run; limits and
 what waits for them. It kills every process, in the middle of the night and in the middle of 500
-creates, and counts what is left. It exits with 1 if anything that it claims is not so.
+creates, and counts what is left. At the end it reads the bill, and computes it again from what the
+programs and their witnesses wrote down. It exits with 1 if anything that it claims is not so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import bill
 import grpc
 import nats
 import psutil
@@ -407,6 +409,8 @@ def main() -> int:
         running.outlives(story, platform, home)
         disaster(story, platform)
         proofs(story, platform)
+        story.chapter("The bill: what it costs, why, and the same sum by hand")
+        bill.bill(story, platform, home)
         story.chapter("Down")
         down = platform.cli("down")
         story.check("it drains and ends on `fermion down`", down.code == 0, down)
