@@ -19,6 +19,8 @@ from protovalidate import Validator
 from chassis.callers import NOBODY, Callers, rules
 from chassis.fields import faults
 from chassis.refusals import Refused
+from fermion.api.billing import v1 as billing
+from fermion.api.billing.v1 import service_pb2_grpc as billing_stubs
 from fermion.api.executor import v1 as executor
 from fermion.api.executor.v1 import service_pb2_grpc as executor_stubs
 from fermion.api.instances import v1 as instances
@@ -38,6 +40,8 @@ WHO: Final = "ASUBVEPR"
 ANYBODY: Final = "ASUBVEPR"
 USERS: Final = "SUBVEPR"
 READERS: Final = "SVEPR"
+# Of bills; who sees nothing else sees these.
+BILL_READERS: Final = "SBVEPR"
 EDITORS: Final = "EPR"
 ADMINS: Final = "PR"
 SERVICES: Final = "SR"
@@ -69,6 +73,10 @@ def everywhere(who: str) -> Row:
 
 def reads(field: str, name: str = "projects/{}") -> Row:
     return Row(READERS, STRANGERS_READ, field, name)
+
+
+def bills(field: str, name: str = "projects/{}") -> Row:
+    return Row(BILL_READERS, STRANGERS_READ, field, name)
 
 
 def edits(field: str, name: str = "projects/{}/instances/dev-1") -> Row:
@@ -142,6 +150,14 @@ TABLE: Final[Mapping[str, Row]] = {
     "executor.v1.RuntimeService/GetAccess": edits("owner"),
     "executor.v1.RuntimeService/ListUsage": reads("owner", "projects/{}/instances/dev-1"),
     "executor.v1.RuntimeService/GetCluster": everywhere(USERS),
+    "billing.v1.PriceService/ListPriceBooks": everywhere(USERS),
+    "billing.v1.PriceService/PublishPriceBook": everywhere(ROOT),
+    "billing.v1.CostService/GetUsage": bills("parent"),
+    "billing.v1.CostService/GetCost": bills("parent"),
+    "billing.v1.CostService/WatchCost": bills("parent"),
+    "billing.v1.CostService/GetStatement": bills("parent"),
+    "billing.v1.CostService/ExplainCharge": bills("owner", "projects/{}/instances/dev-1"),
+    "billing.v1.CostService/EstimateCost": reads("parent"),
 }
 
 # What a user may call about himself, whatever else he may.
@@ -157,6 +173,8 @@ ABOUT_ONESELF: Final[Mapping[str, tuple[str, str]]] = {
 WITHOUT_A_PROJECT: Final[Mapping[str, str]] = {
     "journal.v1.JournalService/ReadLog": SERVICES,
     "projects.v1.QuotaService/GetQuota": USERS,
+    "billing.v1.CostService/GetUsage": ROOT,
+    "billing.v1.CostService/GetCost": ROOT,
 }
 
 # Calls about something in one project.
@@ -167,6 +185,11 @@ KEEP_THE_DELETED: Final[Mapping[str, str]] = {
     "journal.v1.JournalService/ReadLog": SERVICES,
     "journal.v1.JournalService/ListFacts": SERVICES,
     "projects.v1.ProjectService/DeleteProject": ADMINS,
+    "billing.v1.CostService/GetUsage": BILL_READERS,
+    "billing.v1.CostService/GetCost": BILL_READERS,
+    "billing.v1.CostService/WatchCost": BILL_READERS,
+    "billing.v1.CostService/GetStatement": BILL_READERS,
+    "billing.v1.CostService/ExplainCharge": BILL_READERS,
 }
 
 # How somebody is turned away at the door.
@@ -177,7 +200,7 @@ FAULTS: Final = ("UNKNOWN", "INTERNAL", "UNIMPLEMENTED")
 
 SERVICE_FILES: Final = (
     *(projects_stubs, journal_stubs, instances_stubs),
-    *(scheduler_stubs, executor_stubs),
+    *(scheduler_stubs, executor_stubs, billing_stubs),
 )
 
 
@@ -386,6 +409,14 @@ SHAPES: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "scheduler.v1.QueueService/OutlookWorkload": {"workload": workload.Workload()},
     "scheduler.v1.QueueService/WatchQueue": {"send_initial": True},
+    "billing.v1.CostService/EstimateCost": {"workload": workload.Workload()},
+    "billing.v1.PriceService/PublishPriceBook": {
+        "price_book": billing.PriceBook(
+            version="next",
+            currency="USD",
+            prices=[billing.Price(dimension=billing.DIMENSION_CPU)],
+        )
+    },
     "executor.v1.RuntimeService/WatchReplicas": {"send_initial": True},
     "executor.v1.RuntimeService/Exec": {"start": executor.ExecRequest.Start(command=["true"])},
 }

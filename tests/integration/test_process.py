@@ -295,6 +295,7 @@ async def test_without_nats_it_starts_serves_and_hears_from_the_log(
             "projects/0": -1,
             "instances/0": -1,
             "scheduler/0": -1,
+            "billing/0": -1,
         }
 
 
@@ -323,11 +324,11 @@ async def test_the_journal_service_tells_what_is_not_here(
 ) -> None:
     async with running(database, nats_server, tmp_path) as platform:
         log = JournalServiceStub(platform.channel)
-        request = journal.GetJournalRequest(journal="billing/0")
+        request = journal.GetJournalRequest(journal="training/0")
         refusal = await platform.refusal(log.GetJournal, request)
         assert (refusal.code, refusal.reason) == ("NOT_FOUND", "JOURNAL_NOT_HERE")
-        assert refusal.arguments["held"] == "instances/0, projects/0, scheduler/0"
-        resume = journal.ResumeReaderRequest(reader="billing/instances", journal="instances/0")
+        assert refusal.arguments["held"] == "billing/0, instances/0, projects/0, scheduler/0"
+        resume = journal.ResumeReaderRequest(reader="training/instances", journal="instances/0")
         assert (await platform.refusal(log.ResumeReader, resume)).reason == "READER_NOT_HERE"
 
 
