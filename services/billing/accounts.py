@@ -58,6 +58,8 @@ class Look:
     # Position of the first fact of each that could not be used.
     disputed: Mapping[str, int]
     books: tuple[Book, ...]
+    # Projects of the disputed.
+    disputing: frozenset[str] = frozenset()
 
     @property
     def cut(self) -> str:
@@ -139,6 +141,7 @@ class Accounts:
             sources,
             {row["stream"].partition("/")[2]: row["position"] for row in disputed},
             await self._read_books(ALL_BOOKS),
+            frozenset(row["project"] for row in disputed),
         )
 
     async def look_again(self, cut: api.Cut) -> Look:
@@ -214,9 +217,11 @@ class Accounts:
         """Workloads that may still reach what they may cost."""
         return await self._fetch("limited")
 
-    async def unsettled(self, most: int) -> Sequence[Record]:
-        """Workloads that are over, all said, and not settled yet."""
-        return await self._fetch("unsettled", most)
+    async def unsettled(self, look: Look, most: int) -> Sequence[Record]:
+        """Workloads that are over, all said by the look, and not settled yet."""
+        # As of the look, or one would be settled by a cost from before its end.
+        caps = json.dumps(dict(look.settled))
+        return await self._fetch("unsettled", caps, look.cut, sorted(look.disputing), most)
 
     async def price_books(self, numbers: Sequence[int]) -> Sequence[api.PriceBook]:
         """Whole price books, by number."""
@@ -225,11 +230,13 @@ class Accounts:
 
     async def _read_books(self, last: int) -> tuple[Book, ...]:
         # A book is never changed: what is known is read no more.
-        rows = await self._fetch("price_books", len(self._books), last)
-        more = tuple(book.book_of(api.PriceBook.FromString(row["body"])) for row in rows)
-        if last == ALL_BOOKS and more:
-            self._books = (*self._books, *more)
-        found = (*self._books, *more) if last != ALL_BOOKS else self._books
+        known = self._books
+        rows = await self._fetch("price_books", len(known), last)
+        more = (book.book_of(api.PriceBook.FromString(row["body"])) for row in rows)
+        found = (*known, *more)
+        # Others may have read the same ones meanwhile.
+        if len(found) > len(self._books):
+            self._books = found
         return tuple(one for one in found if one.number <= last)
 
     async def _fetch(self, statement: str, *arguments: object) -> Sequence[Record]:

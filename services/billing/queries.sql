@@ -234,12 +234,12 @@ SELECT c.uid, c.through_ms, c.proved_ms, c.retired, k.epoch, k.position
  ORDER BY c.uid;
 
 -- disputed: The first fact of each that could not be used, of a project or of all.
-SELECT stream, min(position) AS position
+SELECT stream, project, min(position) AS position
   FROM parked
  WHERE reader = $1
    AND ($2::text IS NULL OR project = $2)
    AND (stream LIKE 'replica/%' OR stream LIKE 'volume/%')
- GROUP BY stream
+ GROUP BY stream, project
  ORDER BY stream;
 
 -- usage: Sum what was metered, by the keys asked for.
@@ -342,12 +342,13 @@ SELECT DISTINCT r.workload, r.project, r.limit_nanos, r.limit_currency
    AND NOT coalesce(c.limited, false)
    AND NOT EXISTS (SELECT FROM finished AS f WHERE f.workload = r.workload);
 
--- unsettled: Workloads of a cluster that are over, all said, and not settled, oldest first.
+-- unsettled: Workloads that are over, all said by the cut, of no project in dispute, and not settled.
 SELECT f.workload, f.project
   FROM finished AS f
-  JOIN cluster AS k ON k.uid = f.cluster
   LEFT JOIN charged AS c ON c.workload = f.workload
- WHERE f.at_ms <= k.through_ms
+ WHERE f.at_ms <= ($1::jsonb ->> f.cluster)::bigint
+   AND f.position <= ($2::jsonb ->> f.cluster)::bigint
+   AND NOT f.project = ANY ($3::text[])
    AND NOT coalesce(c.settled, false)
  ORDER BY f.at_ms
- LIMIT $1;
+ LIMIT $4;

@@ -213,7 +213,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             currency=books[0].currency,
             lines=[rating.view(line) for line in lines],
             total_nanos=sum(line.amount_nanos for line in lines),
-            complete=through is not None and through >= end,
+            complete=through is not None and through >= end and not look.disputed,
             disputed=sorted(look.disputed),
         )
         statement.start_time.FromMilliseconds(start)

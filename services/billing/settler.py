@@ -73,7 +73,7 @@ class Settler:
         writer = (self._lease.name, epoch)
         for row in await self._accounts.limited():
             await self._compare(row, look, writer)
-        unsettled = await self._accounts.unsettled(SETTLED_MAX)
+        unsettled = await self._accounts.unsettled(look, SETTLED_MAX)
         for row in unsettled:
             nanos = await self._cost(row["workload"], look, look.settled, None)
             await self._state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,11 @@ class Voice:
     """Stands where a service is, decides nothing, and says what it is told to, also to who asks."""
 
     def __init__(
-        self, name: str, shard: str | None = None, servicers: tuple[Mount, ...] = ()
+        self,
+        name: str,
+        shard: str | None = None,
+        servicers: tuple[Mount, ...] = (),
+        placed: Callable[[Message], Place] | None = None,
     ) -> None:
         self.name = name
         self._servicers = servicers
@@ -45,16 +50,24 @@ class Voice:
             events=(workload_events.DESCRIPTOR, billing_events.DESCRIPTOR),
             reads=(),
             settings=NoSettings,
-            book=Book(place, lambda _: ()),
+            book=Book(placed or place, lambda _: ()),
             wire=self._wire,
             shard=None if shard is None else lambda _: shard,
         )
 
-    async def say(self, *facts: Message) -> None:
-        """Commit facts, each after the one before."""
-        assert self._journal is not None, f"{self.name} does not run"
+    async def say(self, *facts: Message) -> int:
+        """Commit facts, each after the one before; the position of the last."""
+        position = 0
         for fact in facts:
-            await self._journal.append(Command((fact,), Meta(f"service:{self.name}")))
+            command = Command((fact,), Meta(f"service:{self.name}"))
+            position = (await self.journal.append(command)).position
+        return position
+
+    @property
+    def journal(self) -> Journal:
+        """What it has said."""
+        assert self._journal is not None, f"{self.name} does not run"
+        return self._journal
 
     def _wire(self, kernel: Kernel[NoSettings]) -> Wired:
         self._journal = kernel.journal

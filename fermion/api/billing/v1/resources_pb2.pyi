@@ -711,7 +711,7 @@ class Statement(_message.Message):
     total_nanos: _builtins.int
     """Sum of the lines, and the exact sum rounded: the same."""
     complete: _builtins.bool
-    """Whether every enrolled cluster has said everything up to the period's end."""
+    """Whether every enrolled cluster has said everything up to the period's end, and nothing is disputed."""
     digest: _builtins.str
     """SHA-256 of the deterministic bytes of all the rest."""
     @_builtins.property

@@ -7,7 +7,8 @@ SET LOCAL check_function_bodies = off;
 -- What replicas and volumes did between two moments, cut wherever anything changes.
 --
 -- p_caps: by cluster, up to when what is open is looked at; other clusters are not.
--- p_cut: by cluster, the last position that is looked at; none for all.
+-- p_cut: by cluster, and by uid for what is disputed, the last position that is looked at; none for
+-- all.
 -- p_book: the last price book that is looked at. p_step: also cut at multiples of so many ms.
 -- p_slack: what its cluster could not prove alive is looked at for so long behind its last proof.
 CREATE FUNCTION metered(
@@ -22,7 +23,9 @@ CREATE FUNCTION metered(
 WITH life AS (
     SELECT r.*,
            least(p_to, (p_caps ->> r.cluster)::bigint, n.proved_ms + p_slack) AS cap,
-           coalesce((p_cut ->> r.cluster)::bigint, 9223372036854775807) AS cut
+           coalesce(
+               least((p_cut ->> r.cluster)::bigint, (p_cut ->> r.uid)::bigint), 9223372036854775807
+           ) AS cut
       FROM replica AS r
       LEFT JOIN unproven AS n ON n.cluster = r.cluster AND n.replica = r.uid
      WHERE (p_project IS NULL OR r.project = p_project)
@@ -32,7 +35,10 @@ WITH life AS (
        AND (coalesce(r.released_ms, 9223372036854775807) >= p_from
             OR r.released_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
        AND p_caps ? r.cluster
-       AND r.subject_position <= coalesce((p_cut ->> r.cluster)::bigint, 9223372036854775807)
+       AND r.subject_position
+           <= coalesce(
+               least((p_cut ->> r.cluster)::bigint, (p_cut ->> r.uid)::bigint), 9223372036854775807
+           )
 ),
 -- As they were at the cut.
 replicas AS (
@@ -104,18 +110,21 @@ spans AS (
     SELECT v.uid, -1, 7, v.bound_ms, least(v.deleted, v.cap), v.deleted IS NULL OR v.deleted > v.cap
       FROM (SELECT w.uid, w.bound_ms,
                    least(p_to, (p_caps ->> w.cluster)::bigint) AS cap,
-                   CASE WHEN w.deleted_position
-                             <= coalesce((p_cut ->> w.cluster)::bigint, 9223372036854775807)
-                        THEN w.deleted_ms END AS deleted
+                   CASE WHEN w.deleted_position <= k.cut THEN w.deleted_ms END AS deleted
               FROM volume AS w
+             CROSS JOIN LATERAL (
+                   SELECT coalesce(
+                              least((p_cut ->> w.cluster)::bigint, (p_cut ->> w.uid)::bigint),
+                              9223372036854775807
+                          ) AS cut
+             ) AS k
              WHERE (p_project IS NULL OR w.project = p_project)
                AND (p_owner IS NULL OR w.owner = p_owner)
                AND p_workload IS NULL
                AND (coalesce(w.deleted_ms, 9223372036854775807) >= p_from
                     OR w.deleted_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
                AND p_caps ? w.cluster
-               AND w.bound_position
-                   <= coalesce((p_cut ->> w.cluster)::bigint, 9223372036854775807)) AS v
+               AND w.bound_position <= k.cut) AS v
      WHERE v.bound_ms < v.cap
 ),
 seen AS (
