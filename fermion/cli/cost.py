@@ -239,6 +239,8 @@ def explain(
         note(f"Nothing of {owner} has been metered in that time.")
         return
     show.one(found, options.output, lambda: _explanation(found))
+    if options.output in ("table", "wide") and not line:
+        note("Nothing is metered before something is bound to a node: waiting in the queue is free.")
 
 
 @app.command

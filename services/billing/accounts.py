@@ -96,7 +96,9 @@ class Look:
         """The same, as a statement says it."""
         cut = api.Cut(price_book=self.books[-1].number, algorithm=ALGORITHM)
         for one in self.sources:
-            source = cut.sources.add(journal=f"executor/{one.cluster}", position=one.position)
+            source = cut.sources.add(
+                journal=f"executor/{one.cluster}", position=one.position, retired=one.retired
+            )
             if one.through_ms is not None:
                 source.through_time.FromMilliseconds(one.through_ms)
         for uid, position in sorted(self.disputed.items()):
@@ -165,7 +167,7 @@ class Accounts:
                     position=str(said.position),
                 )
             through = said.through_time.ToMilliseconds() if said.HasField("through_time") else None
-            sources.append(Source(cluster, said.position, through))
+            sources.append(Source(cluster, said.position, through, retired=said.retired))
         books = await self._read_books(cut.price_book)
         if not books or books[-1].number != cut.price_book:
             raise _unknown_cut(

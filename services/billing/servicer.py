@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -247,16 +248,23 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         response = api.ExplainChargeResponse(cut=look.as_cut(), disputed=sorted(look.disputed))
         by_line: defaultdict[str, list[api.Segment]] = defaultdict(list)
         for history, segment in pieces:
-            shown = _segment(history, segment)
+            piece = _segment(history, segment)
             for quantity in rating.quantities(history, (segment,)):
                 for line in rating.lines(project, (quantity,), look.books):
-                    by_line[line.id].append(shown)
+                    by_line[line.id].append(piece)
+        # Rounded as in the bill of the whole project, so that a line is the same in both.
+        whole = await self._accounts.lines(Question(start, end, project), look)
+        amounts = {
+            line.id: line.amount_nanos
+            for line in rating.lines(project, [accounts.quantity(row) for row in whole], look.books)
+        }
         numbers = set()
         for line in rating.lines(project, rows, look.books):
             if request.line in ("", line.id):
                 numbers.add(line.book)
                 segments = sorted(by_line[line.id], key=lambda one: one.start_time.ToNanoseconds())
-                response.lines.add(line=rating.view(line), segments=segments)
+                shown = rating.view(replace(line, amount_nanos=amounts[line.id]))
+                response.lines.add(line=shown, segments=segments)
         if request.line and not response.lines:
             raise Invalid(
                 "LINE_UNKNOWN",

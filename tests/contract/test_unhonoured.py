@@ -108,6 +108,7 @@ HONOURED = {
     f"{BILLING}.Cut.Source.journal": "services/billing/accounts.py look_again",
     f"{BILLING}.Cut.Source.position": "services/billing/accounts.py look_again",
     f"{BILLING}.Cut.Source.through_time": "services/billing/accounts.py look_again",
+    f"{BILLING}.Cut.Source.retired": "services/billing/accounts.py look_again",
     f"{BILLING}.Cut.Disputed.uid": "services/billing/accounts.py look_again",
     f"{BILLING}.Cut.Disputed.position": "services/billing/accounts.py look_again",
     f"{WORKLOAD}.Workload.uid": "services/scheduler/aggregate.py place: its stream",

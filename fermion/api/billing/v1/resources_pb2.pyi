@@ -611,10 +611,13 @@ class Cut(_message.Message):
         JOURNAL_FIELD_NUMBER: _builtins.int
         POSITION_FIELD_NUMBER: _builtins.int
         THROUGH_TIME_FIELD_NUMBER: _builtins.int
+        RETIRED_FIELD_NUMBER: _builtins.int
         journal: _builtins.str
         """Name of the journal."""
         position: _builtins.int
         """Last position that was folded."""
+        retired: _builtins.bool
+        """Whether the cluster was retired: nobody waits for what it says."""
         @_builtins.property
         def through_time(self) -> _timestamp_pb2.Timestamp:
             """Its watermark then."""
@@ -625,10 +628,11 @@ class Cut(_message.Message):
             journal: _builtins.str = ...,
             position: _builtins.int = ...,
             through_time: _timestamp_pb2.Timestamp | None = ...,
+            retired: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["through_time", b"through_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "position", b"position", "through_time", b"through_time"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "position", b"position", "retired", b"retired", "through_time", b"through_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
