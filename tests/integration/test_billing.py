@@ -23,7 +23,11 @@ from fermion.api.billing.v1.service_pb2_grpc import CostServiceStub, PriceServic
 from fermion.api.journal import v1 as journal
 from fermion.api.journal.v1.service_pb2_grpc import JournalServiceStub
 from fermion.api.projects import v1 as projects
-from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub, UserServiceStub
+from fermion.api.projects.v1.service_pb2_grpc import (
+    ClusterServiceStub,
+    ProjectServiceStub,
+    UserServiceStub,
+)
 from fermion.api.workload import v1 as workload
 from services.billing.wiring import TARGET as BILLING
 from services.executor import aggregate as executor
@@ -264,6 +268,27 @@ async def test_a_statement_is_computed_again_to_the_same_bytes_whatever_came_lat
         for before in (first, second):
             await stage.assert_again(before)
         assert (await stage.statement()).total_nanos == second.total_nanos
+
+
+async def test_a_cluster_that_was_retired_is_waited_for_no_more_also_by_its_cut(
+    stage: Stage,
+) -> None:
+    whose = subject("lab")
+    await stage.say(*begun(whose, stage.at(0), stage.at(1)), *over(whose, stage.at(9)))
+    await stage.through(stage.at(10))
+    awaited = await stage.statement(end=stage.at(10))
+    clusters = ClusterServiceStub(stage.platform.channel)
+    retire = projects.RetireClusterRequest(name=f"clusters/{CLUSTER}")
+    await stage.platform.call(clusters.RetireCluster, retire)
+
+    async def retired() -> api.Statement:
+        return await stage.statement(end=stage.at(10))
+
+    now = await until(
+        retired, lambda found: found.cut.sources[0].retired, "the cluster is not retired"
+    )
+    await stage.assert_again(now)
+    await stage.assert_again(awaited)
 
 
 async def test_a_cut_that_nobody_can_have_had_is_refused(stage: Stage) -> None:
