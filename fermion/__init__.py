@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fermion.errors import Error
 
 __all__ = ["AsyncClient", "Client", "Error", "__version__", "errors"]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Loaded when they are asked for, so that `fermion --help` need not load gRPC.
 _HOMES = {
