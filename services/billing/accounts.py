@@ -48,6 +48,8 @@ class Source:
     through_ms: int | None
     proved_ms: int | None = None
     retired: bool = False
+    # Lineage of its journal: positions of another one say nothing here.
+    epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Accounts:
                 row["through_ms"],
                 row["proved_ms"],
                 row["retired"],
+                row["epoch"] or 1,
             )
             for row in rows
         )
@@ -217,11 +220,10 @@ class Accounts:
         """Workloads that may still reach what they may cost."""
         return await self._fetch("limited")
 
-    async def unsettled(self, look: Look, most: int) -> Sequence[Record]:
-        """Workloads that are over, all said by the look, and not settled yet."""
+    async def unsettled(self, source: Source, after: int) -> Sequence[Record]:
+        """Workloads of a cluster that are over as of the look, from behind a position on, and not settled."""
         # As of the look, or one would be settled by a cost from before its end.
-        caps = json.dumps(dict(look.settled))
-        return await self._fetch("unsettled", caps, look.cut, sorted(look.disputing), most)
+        return await self._fetch("unsettled", source.cluster, after, source.position)
 
     async def price_books(self, numbers: Sequence[int]) -> Sequence[api.PriceBook]:
         """Whole price books, by number."""

@@ -17,7 +17,7 @@ from chassis.postgres import Record
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from fermion.api.workload import v1 as workload
 from services.billing import accounts, aggregate, rating
-from services.billing.accounts import Accounts, Look, Question
+from services.billing.accounts import Accounts, Look, Question, Source
 from services.billing.aggregate import Charged, Fact
 from services.billing.config import Settings
 
@@ -25,6 +25,8 @@ META: Final = Meta(f"service:{aggregate.SERVICE}")
 AGAIN_SECONDS: Final = 0.2
 # So many workloads are settled in one go.
 SETTLED_MAX: Final = 200
+# So often everything that is over is looked at, for what a retry took out of the parking only now.
+WHOLE_SECONDS: Final = 60.0
 # Before everything that runs, and behind it.
 EVER: Final = (0, 2**62)
 
@@ -48,6 +50,9 @@ class Settler:
         self._clock = clock
         self._settings = settings
         self._slack = round(2000 * settings.proof_seconds)
+        # By cluster and lineage: up to there, all that is over is settled.
+        self._behind: dict[tuple[str, int], int] = {}
+        self._whole = float("-inf")
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -73,8 +78,23 @@ class Settler:
         writer = (self._lease.name, epoch)
         for row in await self._accounts.limited():
             await self._compare(row, look, writer)
-        unsettled = await self._accounts.unsettled(look, SETTLED_MAX)
-        for row in unsettled:
+        if self._clock.monotonic() - self._whole >= WHOLE_SECONDS:
+            self._behind, self._whole = {}, self._clock.monotonic()
+        settled = 0
+        for source in look.sources:
+            settled += await self._settle(source, look, writer, SETTLED_MAX - settled)
+        return settled
+
+    async def _settle(self, source: Source, look: Look, writer: tuple[str, int], most: int) -> int:
+        """State what is settled in one cluster, so many at most; how many they were."""
+        key = (source.cluster, source.epoch)
+        settled, waits = 0, False
+        for row in await self._accounts.unsettled(source, self._behind.get(key, 0)):
+            late = source.through_ms is None or row["at_ms"] > source.through_ms
+            # Nobody knows what a project in dispute has cost.
+            if late or row["project"] in look.disputing or settled == most:
+                waits = True
+                continue
             nanos = await self._cost(row["workload"], look, look.settled, None)
             await self._state(
                 row["workload"],
@@ -86,7 +106,12 @@ class Settler:
                 ),
                 writer,
             )
-        return len(unsettled)
+            settled += 1
+            if not waits:
+                self._behind[key] = row["position"]
+        if not waits:
+            self._behind[key] = source.position
+        return settled
 
     async def _compare(self, row: Record, look: Look, writer: tuple[str, int]) -> None:
         uid, limit = str(row["workload"]), row["limit_nanos"]
