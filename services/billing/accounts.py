@@ -34,6 +34,8 @@ from services.billing.rating import Key, Quantity
 ALGORITHM: Final = 1
 # Where only days are told apart, days are where time is cut.
 DAY_MS: Final = 86_400_000
+# By workload, beside what the API knows to sum by.
+BY_WORKLOAD: Final = 0
 ALL_BOOKS: Final = 2**31 - 1
 NOBODY: Final = Key("", "", 0, workload.KIND_UNSPECIFIED, "", ())
 
@@ -114,7 +116,7 @@ class Question:
     end_ms: int
     project: str | None = None
     owner: str | None = None
-    workload: str | None = None
+    workloads: tuple[str, ...] | None = None
 
 
 class Accounts:
@@ -253,7 +255,7 @@ def _arguments(
     slack: int | None,
 ) -> tuple[object, ...]:
     return (
-        *(asked.project, asked.owner, asked.workload, asked.start_ms, asked.end_ms),
+        *(asked.project, asked.owner, asked.workloads, asked.start_ms, asked.end_ms),
         *(json.dumps(dict(caps)), look.cut, look.books[-1].number, step, slack),
     )
 

@@ -245,6 +245,7 @@ SELECT stream, project, min(position) AS position
 -- usage: Sum what was metered, by the keys asked for.
 SELECT ARRAY(
            SELECT CASE by
+                  WHEN 0 THEN m.workload
                   WHEN 1 THEN m.project
                   WHEN 2 THEN m.user_uid
                   WHEN 3 THEN m.owner

@@ -159,7 +159,8 @@ async def lag(dsn: str, nats: NatsServer, folder: Path) -> list[Row]:
 
 async def _state(teller: Voice, start: int, committed: dict[int, float]) -> None:
     """State so many facts a second, each tenth of a second's with a watermark behind them."""
-    said, loop = lives(10**6, start), asyncio.get_running_loop()
+    quiet, loop = (workload.ProofOfLife, workload.Watermark), asyncio.get_running_loop()
+    said = (fact for fact in lives(10**6, start) if not isinstance(fact, quiet))
     began = loop.time()
     for beat in range(round(SECONDS * 10)):
         facts: list[Message] = list(itertools.islice(said, RATE // 10 - 1))
