@@ -34,6 +34,8 @@ from services.billing.rating import Key, Quantity
 ALGORITHM: Final = 1
 # Where only days are told apart, days are where time is cut.
 DAY_MS: Final = 86_400_000
+# By workload, beside what the API knows to sum by.
+BY_WORKLOAD: Final = 0
 ALL_BOOKS: Final = 2**31 - 1
 NOBODY: Final = Key("", "", 0, workload.KIND_UNSPECIFIED, "", ())
 
@@ -48,6 +50,8 @@ class Source:
     through_ms: int | None
     proved_ms: int | None = None
     retired: bool = False
+    # Lineage of its journal: positions of another one say nothing here.
+    epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ class Question:
     end_ms: int
     project: str | None = None
     owner: str | None = None
-    workload: str | None = None
+    workloads: tuple[str, ...] | None = None
 
 
 class Accounts:
@@ -136,6 +140,7 @@ class Accounts:
                 row["through_ms"],
                 row["proved_ms"],
                 row["retired"],
+                row["epoch"] or 1,
             )
             for row in rows
         )
@@ -219,11 +224,10 @@ class Accounts:
         """Workloads that may still reach what they may cost."""
         return await self._fetch("limited")
 
-    async def unsettled(self, look: Look, most: int) -> Sequence[Record]:
-        """Workloads that are over, all said by the look, and not settled yet."""
+    async def unsettled(self, source: Source, after: int) -> Sequence[Record]:
+        """Workloads of a cluster that are over as of the look, from behind a position on, and not settled."""
         # As of the look, or one would be settled by a cost from before its end.
-        caps = json.dumps(dict(look.settled))
-        return await self._fetch("unsettled", caps, look.cut, sorted(look.disputing), most)
+        return await self._fetch("unsettled", source.cluster, after, source.position)
 
     async def price_books(self, numbers: Sequence[int]) -> Sequence[api.PriceBook]:
         """Whole price books, by number."""
@@ -253,7 +257,7 @@ def _arguments(
     slack: int | None,
 ) -> tuple[object, ...]:
     return (
-        *(asked.project, asked.owner, asked.workload, asked.start_ms, asked.end_ms),
+        *(asked.project, asked.owner, asked.workloads, asked.start_ms, asked.end_ms),
         *(json.dumps(dict(caps)), look.cut, look.books[-1].number, step, slack),
     )
 

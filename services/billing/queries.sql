@@ -245,6 +245,7 @@ SELECT stream, project, min(position) AS position
 -- usage: Sum what was metered, by the keys asked for.
 SELECT ARRAY(
            SELECT CASE by
+                  WHEN 0 THEN m.workload
                   WHEN 1 THEN m.project
                   WHEN 2 THEN m.user_uid
                   WHEN 3 THEN m.owner
@@ -334,21 +335,21 @@ SELECT s.*
  WHERE r.owner = $1
  ORDER BY s.from_run;
 
--- limited: Workloads that may still reach what they may cost.
+-- limited: Workloads that may still reach what they may cost: some replica of theirs is there.
 SELECT DISTINCT r.workload, r.project, r.limit_nanos, r.limit_currency
   FROM replica AS r
   LEFT JOIN charged AS c ON c.workload = r.workload
  WHERE r.limit_nanos IS NOT NULL
+   AND r.released_position IS NULL
    AND NOT coalesce(c.limited, false)
    AND NOT EXISTS (SELECT FROM finished AS f WHERE f.workload = r.workload);
 
--- unsettled: Workloads that are over, all said by the cut, of no project in dispute, and not settled.
-SELECT f.workload, f.project
+-- unsettled: Workloads of a cluster that are over and not settled, behind a position and up to another.
+SELECT f.workload, f.project, f.at_ms, f.position
   FROM finished AS f
   LEFT JOIN charged AS c ON c.workload = f.workload
- WHERE f.at_ms <= ($1::jsonb ->> f.cluster)::bigint
-   AND f.position <= ($2::jsonb ->> f.cluster)::bigint
-   AND NOT f.project = ANY ($3::text[])
+ WHERE f.cluster = $1
+   AND f.position > $2
+   AND f.position <= $3
    AND NOT coalesce(c.settled, false)
- ORDER BY f.at_ms
- LIMIT $4;
+ ORDER BY f.position;

@@ -17,14 +17,17 @@ from chassis.postgres import Record
 from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from fermion.api.workload import v1 as workload
 from services.billing import accounts, aggregate, rating
-from services.billing.accounts import Accounts, Look, Question
+from services.billing.accounts import Accounts, Look, Question, Source
 from services.billing.aggregate import Charged, Fact
 from services.billing.config import Settings
+from services.billing.rating import Quantity
 
 META: Final = Meta(f"service:{aggregate.SERVICE}")
 AGAIN_SECONDS: Final = 0.2
 # So many workloads are settled in one go.
 SETTLED_MAX: Final = 200
+# So often everything that is over is looked at, for what a retry took out of the parking only now.
+WHOLE_SECONDS: Final = 60.0
 # Before everything that runs, and behind it.
 EVER: Final = (0, 2**62)
 
@@ -48,6 +51,9 @@ class Settler:
         self._clock = clock
         self._settings = settings
         self._slack = round(2000 * settings.proof_seconds)
+        # By cluster and lineage: up to there, all that is over is settled.
+        self._behind: dict[tuple[str, int], int] = {}
+        self._whole = float("-inf")
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -71,60 +77,101 @@ class Settler:
         if not look.books:
             return 0
         writer = (self._lease.name, epoch)
-        for row in await self._accounts.limited():
-            await self._compare(row, look, writer)
-        unsettled = await self._accounts.unsettled(look, SETTLED_MAX)
-        for row in unsettled:
-            nanos = await self._cost(row["workload"], look, look.settled, None)
-            await self._state(
-                row["workload"],
-                partial(
+        await self._compare(look, writer)
+        if self._clock.monotonic() - self._whole >= WHOLE_SECONDS:
+            self._behind, self._whole = {}, self._clock.monotonic()
+        settled = 0
+        for source in look.sources:
+            settled += await self._settle(source, look, writer, SETTLED_MAX - settled)
+        return settled
+
+    async def _settle(self, source: Source, look: Look, writer: tuple[str, int], most: int) -> int:
+        """State what is settled in one cluster, so many at most; how many they were."""
+        key = (source.cluster, source.epoch)
+        due: list[Record] = []
+        behind, waits = source.position, False
+        for row in await self._accounts.unsettled(source, self._behind.get(key, 0)):
+            late = source.through_ms is None or row["at_ms"] > source.through_ms
+            # Nobody knows what a project in dispute has cost.
+            if not late and row["project"] not in look.disputing and len(due) < most:
+                due.append(row)
+            elif not waits:
+                behind, waits = row["position"] - 1, True
+        costs = await self._costs([row["workload"] for row in due], look, look.settled, None)
+        await self._state(
+            {
+                row["workload"]: partial(
                     aggregate.settle,
                     uid=row["workload"],
                     project=row["project"],
-                    amount=_money(look, nanos),
-                ),
-                writer,
-            )
-        return len(unsettled)
-
-    async def _compare(self, row: Record, look: Look, writer: tuple[str, int]) -> None:
-        uid, limit = str(row["workload"]), row["limit_nanos"]
-        assert isinstance(limit, int)
-        now = self._clock.now()
-        nanos = await self._cost(uid, look, look.live(milliseconds(now), self._slack), self._slack)
-        currency = row["limit_currency"] or look.books[-1].currency
-        if nanos < limit and currency == look.books[-1].currency:
-            return
-        if currency != look.books[-1].currency:
-            # Nothing has a price in it, so nobody can tell when it is reached: not one unit more.
-            _log.error("%s may cost %s, and prices are in another currency", uid, currency)
-        await self._state(
-            uid,
-            partial(
-                aggregate.reach_limit,
-                uid=uid,
-                project=str(row["project"]),
-                amount=_money(look, nanos),
-                limit=workload.Money(currency=str(currency), nanos=limit),
-                through=now,
-            ),
+                    amount=_money(look, costs[row["workload"]]),
+                )
+                for row in due
+            },
             writer,
         )
+        self._behind[key] = behind
+        return len(due)
 
-    async def _cost(self, uid: str, look: Look, caps: Mapping[str, int], slack: int | None) -> int:
-        asked = Question(*EVER, workload=uid)
-        rows = await self._accounts.usage(asked, look, caps, slack=slack)
-        return rating.cost([accounts.summed(row) for row in rows], look.books)
+    async def _compare(self, look: Look, writer: tuple[str, int]) -> None:
+        """State which workloads have cost what they may."""
+        rows, now = await self._accounts.limited(), self._clock.now()
+        caps = look.live(milliseconds(now), self._slack)
+        costs = await self._costs([row["workload"] for row in rows], look, caps, self._slack)
+        reached = {}
+        for row in rows:
+            uid, limit = str(row["workload"]), row["limit_nanos"]
+            currency = str(row["limit_currency"] or look.books[-1].currency)
+            foreign = currency != look.books[-1].currency
+            if foreign:
+                # Nothing has a price in it, so nobody can tell when it is reached: not one unit more.
+                _log.error("%s may cost %s, and prices are in another currency", uid, currency)
+            if foreign or costs[uid] >= limit:
+                reached[uid] = partial(
+                    aggregate.reach_limit,
+                    uid=uid,
+                    project=str(row["project"]),
+                    amount=_money(look, costs[uid]),
+                    limit=workload.Money(currency=currency, nanos=limit),
+                    through=now,
+                )
+        await self._state(reached, writer)
+
+    async def _costs(
+        self, uids: Sequence[str], look: Look, caps: Mapping[str, int], slack: int | None
+    ) -> Mapping[str, int]:
+        """What each workload has cost, rounded once."""
+        found: dict[str, list[Quantity]] = {uid: [] for uid in uids}
+        if uids:
+            asked = Question(*EVER, workloads=tuple(uids))
+            by = (accounts.BY_WORKLOAD,)
+            for row in await self._accounts.usage(asked, look, caps, by=by, slack=slack):
+                found[row["keys"][0]].append(accounts.summed(row))
+        return {uid: rating.cost(rows, look.books) for uid, rows in found.items()}
 
     async def _state(
         self,
-        uid: str,
-        decide: Callable[[Charged], Sequence[Fact]],
+        said: Mapping[str, Callable[[Charged], Sequence[Fact]]],
         writer: tuple[str, int],
     ) -> None:
-        stream = f"workload/{uid}"
-        await transact(self._journal, stream, aggregate.fold, decide, meta=META, writer=writer)
+        """State what is decided of each workload; all of it is tried before any failure is told."""
+        outcomes = await asyncio.gather(
+            *(
+                transact(
+                    self._journal,
+                    f"workload/{uid}",
+                    aggregate.fold,
+                    decide,
+                    meta=META,
+                    writer=writer,
+                )
+                for uid, decide in said.items()
+            ),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 def _money(look: Look, nanos: int) -> workload.Money:

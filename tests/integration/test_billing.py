@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,12 +34,10 @@ from services.executor import aggregate as executor
 from services.projects.wiring import TARGET as PROJECTS
 from tests.integration.platform import Platform, running, told, until
 from tests.integration.voices import Voice, enrol
+from tests.lives import GIB, HOUR_MS, MINUTE_MS, begun, over, replica, subject
 from tests.servers import CLUSTER, NatsServer
 from tests.unit.services.billing.life import stamp, witness
 
-GIB: Final = 2**30
-HOUR_MS: Final = 3_600_000
-MINUTE_MS: Final = 60_000
 PARENT: Final = "projects/acme"
 JOURNAL: Final = f"executor/{CLUSTER}"
 # Of what `subject` has: one H100, four cores and 8 GiB, by the prices a platform begins with.
@@ -50,56 +48,6 @@ SETTINGS: Final = {"FERMION_BILLING_LOOK_SECONDS": "0.05"}
 def hour() -> int:
     """A whole hour, long enough ago that some more lie between it and now."""
     return (int(datetime.now(UTC).timestamp() * 1000) // HOUR_MS - 12) * HOUR_MS
-
-
-def subject(
-    name: str,
-    project: str = "acme",
-    user: str = "user_ada",
-    labels: Mapping[str, str] | None = None,
-    limit: int = 0,
-    kind: workload.Kind.ValueType = workload.KIND_INSTANCE,
-) -> workload.Subject:
-    """Whose time it is."""
-    return workload.Subject(
-        project=project,
-        owner=f"projects/{project}/instances/{name}",
-        owner_uid=f"inst_{name}",
-        kind=kind,
-        workload=f"wkl_{name}",
-        attempt=1,
-        user=user,
-        labels=labels,
-        purchase=workload.PURCHASE_ANY,
-        sku=workload.Sku(
-            gpu_type="H100-80GB", gpu_milli=1000, cpu_milli=4000, memory_bytes=8 * GIB
-        ),
-        max_cost=workload.Money(currency="USD", nanos=limit) if limit else None,
-    )
-
-
-def begun(whose: workload.Subject, bound: int, start: int, run: int = 0) -> list[Message]:
-    """A replica is bound, and runs from `start` on."""
-    uid = replica(whose)
-    return [
-        workload.ReplicaScheduled(uid=uid, subject=whose, node="n1", witness=witness(bound)),
-        workload.ReplicaStarted(uid=uid, subject=whose, run=run, witness=witness(start)),
-    ]
-
-
-def over(whose: workload.Subject, end: int, run: int = 0) -> list[Message]:
-    """Its run ended, and with it the replica and the workload."""
-    uid, work, project = replica(whose), whose.workload, whose.project
-    seen = witness(end)
-    return [
-        workload.ReplicaEnded(uid=uid, workload=work, run=run, project=project, witness=seen),
-        workload.ReplicaReleased(uid=uid, workload=work, project=project, witness=seen),
-        workload.WorkloadFinished(uid=work, project=project, witness=seen),
-    ]
-
-
-def replica(whose: workload.Subject) -> str:
-    return whose.workload.replace("wkl_", "rep_")
 
 
 class Stage:

@@ -12,7 +12,7 @@ SET LOCAL check_function_bodies = off;
 -- p_book: the last price book that is looked at. p_step: also cut at multiples of so many ms.
 -- p_slack: what its cluster could not prove alive is looked at for so long behind its last proof.
 CREATE FUNCTION metered(
-    p_project text, p_owner text, p_workload text, p_from bigint, p_to bigint,
+    p_project text, p_owner text, p_workloads text[], p_from bigint, p_to bigint,
     p_caps jsonb, p_cut jsonb, p_book integer, p_step bigint, p_slack bigint
 ) RETURNS TABLE (
     uid text, run integer, state integer, billed boolean, start_ms bigint, end_ms bigint,
@@ -30,7 +30,7 @@ WITH life AS (
       LEFT JOIN unproven AS n ON n.cluster = r.cluster AND n.replica = r.uid
      WHERE (p_project IS NULL OR r.project = p_project)
        AND (p_owner IS NULL OR r.owner = p_owner)
-       AND (p_workload IS NULL OR r.workload = p_workload)
+       AND (p_workloads IS NULL OR r.workload = ANY (p_workloads))
        -- At an older cut it was not released yet, whenever that was.
        AND (coalesce(r.released_ms, 9223372036854775807) >= p_from
             OR r.released_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
@@ -120,7 +120,7 @@ spans AS (
              ) AS k
              WHERE (p_project IS NULL OR w.project = p_project)
                AND (p_owner IS NULL OR w.owner = p_owner)
-               AND p_workload IS NULL
+               AND p_workloads IS NULL
                AND (coalesce(w.deleted_ms, 9223372036854775807) >= p_from
                     OR w.deleted_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
                AND p_caps ? w.cluster
