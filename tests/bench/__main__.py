@@ -9,16 +9,16 @@ from pathlib import Path
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from tests.bench import admission, append, call, relay, start
+from tests.bench import admission, append, call, fold, relay, start
 from tests.bench.row import Row
-from tests.servers import SERVICES, NatsServer
+from tests.servers import SERVICES, SHARDS, NatsServer
 
 
 def main() -> int:
     """Return 1 where a ratio is far below its goal."""
     with tempfile.TemporaryDirectory() as folder:
         server = Postgres(Path(folder) / "postgres")
-        broker = Nats(Path(folder) / "nats", SERVICES)
+        broker = Nats(Path(folder) / "nats", SERVICES, shards=SHARDS)
         server.start()
         broker.start()
         try:
@@ -37,13 +37,19 @@ def main() -> int:
 async def measure(server: Postgres, broker: Nats, home: Path) -> list[Row]:
     """Run every measurement on a database of its own."""
     queues = ("bench_bundles", "bench_own")
-    for name in ("bench_append", "bench_call", "bench_relay", *queues):
+    bills = ("bench_fold", "bench_lag", "bench_growth")
+    for name in ("bench_append", "bench_call", "bench_relay", *queues, *bills):
         await create_database(server.dsn_of("postgres"), name)
     return [
         *await append.rounds(server.dsn_of("bench_append")),
         *await call.rounds(server.dsn_of("bench_call"), NatsServer(broker.url, broker.keys), home),
         *await relay.rounds(server.dsn_of("bench_relay"), broker.url, broker.keys),
         *await admission.rounds([server.dsn_of(name) for name in queues]),
+        *await fold.rounds(
+            [server.dsn_of(name) for name in bills],
+            NatsServer(broker.url, broker.keys),
+            home / "bills",
+        ),
     ]
 
 

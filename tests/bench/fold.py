@@ -56,10 +56,9 @@ GOAL_SECONDS: Final = 1.0
 META: Final = Meta("service:executor")
 
 
-async def rounds(
-    folding: str, growing: str, living: str, nats: NatsServer, home: Path
-) -> list[Row]:
+async def rounds(dsns: Sequence[str], nats: NatsServer, home: Path) -> list[Row]:
     """Measure on three empty databases, and a NATS that knows the cluster of the tests."""
+    folding, living, growing = dsns
     return [*await folded(folding), *await lag(living, nats, home), *await growth(growing, SIZES)]
 
 
@@ -139,13 +138,19 @@ async def lag(dsn: str, nats: NatsServer, folder: Path) -> list[Row]:
         await enrol(dsn)
         now = milliseconds(datetime.now(UTC))
         start = now - 24 * HOUR_MS
-        await teller.say(*begun(subject("lab"), start, start))
+        await teller.say(
+            *begun(subject("lab"), start, start),
+            workload.Watermark(cluster=CLUSTER, through_time=stamp(start)),
+        )
+        polled = _polled(platform, start)
+        while await anext(polled) < start:
+            pass
         committed: dict[int, float] = {}
         seen: dict[str, dict[int, float]] = {"GetCost": {}, "WatchCost": {}}
         asking = [
             asyncio.create_task(_note(how, seen[name]), name=name)
             for name, how in (
-                ("GetCost", _polled(platform, start)),
+                ("GetCost", polled),
                 ("WatchCost", _watched(platform, start)),
             )
         ]
