@@ -19,18 +19,25 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
 
     A task may miss that it was cancelled: before Python 3.12 `asyncio.wait_for`, which libraries
     use, returns what came at the same moment and forgets the cancellation. It is told again then.
-    A caller who is cancelled meanwhile hears of it, which a bare `await task` that suppresses
-    `CancelledError` would keep from him.
+    A caller who is cancelled meanwhile hears of it when they have ended, which a bare `await task`
+    that suppresses `CancelledError` would keep from him.
     """
     left = {task for task in tasks if not task.done()}
+    cancelled: asyncio.CancelledError | None = None
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
+        try:
+            await asyncio.wait(left, timeout=AGAIN_SECONDS)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        left = {task for task in left if not task.done()}
     for task in tasks:
         if not task.cancelled():
             # Looked at, so that nobody warns of it.
             task.exception()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def aside(work: Callable[Taken, Found], *args: Taken.args, **kwargs: Taken.kwargs) -> Found:
