@@ -20,6 +20,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, TypeAlias
 
 from services.scheduler import quota
@@ -343,7 +344,7 @@ class _Pass:
             return False
         request, behind = shape.request, False
         alone = sum(part.number for part in request.parts) == 1
-        for cluster, name in shape.hopes:
+        for cluster, name in chain.from_iterable(shape.hopes):
             node = self._state.clusters[cluster].nodes.get(name)
             if node is None or not could_hold(node.room, request):
                 continue

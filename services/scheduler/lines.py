@@ -58,8 +58,9 @@ class Shape:
         self.dead = False
         self.behind = False
         self.again_time = FOREVER
-        # It did not fit, and may by now on nodes that have grown: (cluster, node) of each.
-        self.hopes: list[tuple[str, str]] = []
+        # It did not fit, and may by now on some of the nodes that have grown: (cluster, node) of
+        # each, in batches that many shapes share.
+        self.hopes: list[Sequence[tuple[str, str]]] = []
 
 
 class Row:
@@ -169,11 +170,11 @@ class Lines:
     def wake(self, clusters: Mapping[str, Nodes], eased: Iterable[str], now: int) -> None:
         """Let what may fit by now be tried again; `eased` are scopes that have more room."""
         for cluster, nodes in clusters.items():
-            for name in sorted(nodes.grown):
-                self._grown.add((cluster, name))
-                node = nodes.nodes.get(name)
-                if node is not None:
-                    self._hope(cluster, name, node.room)
+            grown = sorted(nodes.grown)
+            self._grown.update((cluster, name) for name in grown)
+            rooms = [(name, nodes.nodes[name].room) for name in grown if name in nodes.nodes]
+            if rooms:
+                self._hope(cluster, rooms)
             nodes.grown.clear()
         for scope in eased:
             for row in list(self._blocked_by.get(scope, ())):
@@ -303,7 +304,7 @@ class Lines:
             return
         self._grown.update(freed)
         for shape in self._behind[klass]:
-            shape.hopes.extend(freed)
+            shape.hopes.append(freed)
             for needs in _needs(shape.request):
                 self._hoping[klass][needs].add(shape)
 
@@ -311,14 +312,22 @@ class Lines:
         """When a shape is next tried again only because time has passed."""
         return min((one.again_time for one in self._timed if one.again_time > now), default=FOREVER)
 
-    def _hope(self, cluster: str, name: str, room: Room) -> None:
-        """Try every shape again of which a node could hold a replica."""
-        cpu, memory, storage = room.cpu_milli, room.memory_bytes, room.storage_bytes
-        most = max((gpus.open for gpus in room.gpus), default=0)
+    def _hope(self, cluster: str, grown: Sequence[tuple[str, Room]]) -> None:
+        """
+        Try every shape again that may fit on some of the nodes that have grown.
+
+        All nodes at once, and each shape by the most that any of them has: it is looked at node by
+        node only when it is its turn.
+        """
         for needs, shapes in self._dead.items():
             gpu_type, devices = needs
-            if devices > (most if gpu_type == ANY else room.of(gpu_type).open):
+            able = [(name, room) for name, room in grown if devices <= _open(room, gpu_type)]
+            if not able:
                 continue
+            batch = [(cluster, name) for name, _ in able]
+            cpu = max(room.cpu_milli for _, room in able)
+            memory = max(room.memory_bytes for _, room in able)
+            storage = max(room.storage_bytes for _, room in able)
             for shape, size in shapes.items():
                 if (
                     size.cpu_milli <= cpu
@@ -326,7 +335,7 @@ class Lines:
                     and size.storage_bytes <= storage
                     and cluster in shape.request.clusters
                 ):
-                    shape.hopes.append((cluster, name))
+                    shape.hopes.append(batch)
                     self._hoping[shape.request.klass][needs].add(shape)
 
     def _revive(self, shape: Shape) -> None:
@@ -385,12 +394,34 @@ def could_hold(room: Room, request: Request) -> bool:
     for part in request.parts:
         if not part.number:
             return True
+        if _exceeds(part.size, room):
+            # Cheaper than counting, and mostly so.
+            continue
         types = [gpus.gpu_type for gpus in room.gpus] if part.size.gpu_type == ANY else [""]
         for gpu_type in types:
             size = part.size._replace(gpu_type=gpu_type) if gpu_type else part.size
             if count(room, size, 1):
                 return True
     return False
+
+
+def _exceeds(size: Size, room: Room) -> bool:
+    """Whether it asks for more of anything than there is; who asks for none of it does not."""
+    if (
+        (size.cpu_milli > room.cpu_milli and size.cpu_milli)
+        or (size.memory_bytes > room.memory_bytes and size.memory_bytes)
+        or (size.storage_bytes > room.storage_bytes and size.storage_bytes)
+    ):
+        return True
+    devices = size.gpu_milli // DEVICE
+    return devices > 0 and devices > _open(room, size.gpu_type)
+
+
+def _open(room: Room, gpu_type: str) -> int:
+    """How many whole devices of a model are open on a node, or of that which has most."""
+    if gpu_type == ANY:
+        return max((gpus.open for gpus in room.gpus), default=0)
+    return room.of(gpu_type).open
 
 
 def _needs(request: Request) -> dict[Needs, Size]:
