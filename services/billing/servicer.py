@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -32,6 +32,9 @@ from services.billing.metering import HOUR_MS, Segment, Sku
 PAGE_SIZE: Final = 100
 # A watch that has nothing new to tell tells how old it is all the same.
 QUIET_SECONDS: Final = 5.0
+
+# Keys, state, whether it is billed, and model.
+Used: TypeAlias = tuple[tuple[str, ...], api.BillableState.ValueType, bool, str]
 
 
 class PriceServicer(service_pb2_grpc.PriceServiceServicer):
@@ -78,7 +81,10 @@ class PriceServicer(service_pb2_grpc.PriceServiceServicer):
                 decide,
                 place=aggregate.place,
                 preview=lambda prices, facts: Prices(
-                    (*prices.books, *(one.price_book for one in facts))  # type: ignore[attr-defined]
+                    (
+                        *prices.books,
+                        *(cast(api.PricesPublished, one).price_book for one in facts),
+                    )
                 ),
             )
             return api.PublishPriceBookResponse(price_book=_of_version(state, version))
@@ -118,7 +124,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             by=request.group_by,
             label=request.label,
         )
-        sums: defaultdict[tuple[object, ...], list[int]] = defaultdict(lambda: [0] * 5)
+        sums: defaultdict[Used, list[int]] = defaultdict(lambda: [0] * 5)
         for row in rows:
             found = sums[tuple(row["keys"]), row["state"], row["billed"], row["gpu_type"]]
             for place, name in enumerate(
@@ -130,15 +136,15 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             ms, gpu, cpu, memory, storage = found
             response.usages.append(
                 api.Usage(
-                    keys=_words(keys, request.group_by),  # type: ignore[arg-type]
-                    state=state,  # type: ignore[arg-type]
-                    gpu_type=gpu_type,  # type: ignore[arg-type]
+                    keys=_words(keys, request.group_by),
+                    state=state,
+                    gpu_type=gpu_type,
                     replica_milliseconds=ms,
                     gpu_milli_ms=str(gpu),
                     cpu_milli_ms=str(cpu),
                     memory_byte_ms=str(memory),
                     storage_byte_ms=str(storage),
-                    billed=billed,  # type: ignore[arg-type]
+                    billed=billed,
                 )
             )
         _set(response.through_time, look.through_ms)
