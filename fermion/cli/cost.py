@@ -240,7 +240,9 @@ def explain(
         return
     show.one(found, options.output, lambda: _explanation(found))
     if options.output in ("table", "wide") and not line:
-        note("Nothing is metered before something is bound to a node: waiting in the queue is free.")
+        note(
+            "Nothing is metered before something is bound to a node: waiting in the queue is free."
+        )
 
 
 @app.command
