@@ -73,8 +73,11 @@ async def test_a_trace_leads_from_the_call_to_what_follows_in_other_services(
             "the scheduler's answer did not come",
         )
 
-        # Every fact of every service that follows from the call tells the trace, too.
-        assert {record.meta.traceparent.split("-")[1] for record in told} == {trace_id}
+        # Every fact of every service that follows from the call tells the trace, too. What the
+        # scheduler's pass says later follows from how things stand, and from no call.
+        first = next(at for at, one in enumerate(told) if one.type.endswith(".InstanceQueued"))
+        traces = {record.meta.traceparent.split("-")[1] for record in told[: first + 1]}
+        assert traces == {trace_id}
 
         async def seen() -> dict[str, ReadableSpan]:
             provider().force_flush()

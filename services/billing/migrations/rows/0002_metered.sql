@@ -125,7 +125,7 @@ spans AS (
                     OR w.deleted_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
                AND p_caps ? w.cluster
                AND w.bound_position <= k.cut) AS v
-     WHERE v.bound_ms < v.cap
+     WHERE v.bound_ms < least(v.deleted, v.cap)
 ),
 seen AS (
     SELECT s.*, greatest(s.first, p_from) AS from_ms
