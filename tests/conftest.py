@@ -1,5 +1,7 @@
 """Fixtures that every tier may ask for."""
 
+import os
+
 from hypothesis import settings
 
 from tests.servers import database, nats_server, nats_session, postgres_server
@@ -8,4 +10,6 @@ __all__ = ["database", "nats_server", "nats_session", "postgres_server"]
 
 # How long an example takes says something of the machine, and nothing of what it proves.
 settings.register_profile("fermion", deadline=None)
-settings.load_profile("fermion")
+# A gate is asked twice and has to answer the same; new examples are looked for by `make test`.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("FERMION_HYPOTHESIS", "fermion"))
