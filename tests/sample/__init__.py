@@ -30,6 +30,7 @@ from chassis.refusals import Unavailable
 from chassis.relay import Relay
 from chassis.remote import LocalLog
 from chassis.store import PostgresJournal
+from chassis.tasks import end
 from fermion.api.instances import v1 as api
 from fermion.api.instances.v1 import events_pb2 as instances_events
 from fermion.api.journal.v1 import events_pb2 as journal_events
@@ -176,8 +177,8 @@ async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            # One may miss that it was cancelled, as a library below it did.
+            await end(*tasks)
 
 
 @asynccontextmanager
