@@ -127,10 +127,16 @@ class Process:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                if await self._unless_stopped(group.create_task(self._start(group), name="start")):
-                    self.ready.set()
-                    await self.stopping.wait()
-                await self._drain()
+                try:
+                    starting = group.create_task(self._start(group), name="start")
+                    if await self._unless_stopped(starting):
+                        self.ready.set()
+                        await self.stopping.wait()
+                    await self._drain()
+                except asyncio.CancelledError:
+                    # A loop has failed. The group tells the others once, and one may miss it.
+                    await end(*self._loops)
+                    raise
         finally:
             if self.server is not None:
                 # Where a loop has failed, nobody is served by what is left.

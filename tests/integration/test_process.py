@@ -10,7 +10,7 @@ import urllib.request
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -21,12 +21,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from chassis import process as chassis_process
 from chassis.embedded import Home, Keys, free_port
 from chassis.refusals import Invalid
+from chassis.service import Kernel, Loop, Wired
 from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
 from fermion.api.journal import v1 as journal
 from fermion.api.journal.v1.service_pb2_grpc import JournalServiceStub
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub, UserServiceStub
+from services.projects.config import Settings
+from services.projects.wiring import TARGET as PROJECTS
 from services.serve import TARGETS
 from tests.integration.platform import Platform, running, told, until
 from tests.servers import NatsServer
@@ -193,6 +196,45 @@ async def test_a_loop_that_fails_takes_its_process_down(
         code, logged = await platform.ended()
     assert code == 1
     assert "a loop failed; the process ends" in logged
+
+
+async def test_a_loop_that_fails_ends_also_one_that_misses_the_first_cancellation(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    fails, heard = asyncio.Event(), []
+
+    async def failing() -> None:
+        await fails.wait()
+        raise OSError("the disk is gone")
+
+    async def deaf() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard.append("cancelled")
+                if len(heard) > 1:
+                    raise
+
+    async def was_heard() -> bool:
+        return bool(heard)
+
+    def wire(kernel: Kernel[Settings]) -> Wired:
+        loops = (Loop("deaf", deaf), Loop("failing", failing))
+        return replace(PROJECTS.wire(kernel), loops=loops)
+
+    targets = {"projects": replace(PROJECTS, wire=wire)}
+
+    async def run() -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            async with running(database, nats_server, tmp_path, targets=targets):
+                fails.set()
+                await until(was_heard, bool, "the other loop was not told")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run()
+    assert raised.group_contains(OSError, match="the disk is gone")
+    assert heard == ["cancelled", "cancelled"]
 
 
 async def test_told_to_end_while_it_waits_for_its_database_it_ends(tmp_path: Path) -> None:
