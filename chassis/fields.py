@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import protovalidate
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from protovalidate import Validator
 
 from chassis.refusals import Violation
 
 VALUE_LENGTH_MAX: Final = 200
+NANOS: Final = 10**9
 
 # How patterns write a name (an RFC 1123 label), with its greatest length less two or one, or as it is.
 _NAME: Final = re.compile(
@@ -56,11 +59,12 @@ _WORDS: Final = {
 
 
 def faults(request: Message, validator: Validator) -> list[Violation]:
-    """Every field that breaks a rule, and every text that holds U+0000, each once."""
+    """Every field that breaks a rule, text that holds U+0000, and time that is none, each once."""
     nul = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
-    told = {one.field for one in nul}
+    first = [*nul, *no_times(request)]
+    told = {one.field for one in first}
     broken = ((_path(one), one) for one in validator.collect_violations(request))
-    return nul + [
+    return first + [
         Violation(path, _words(one, request), one.proto.rule_id)
         for path, one in broken
         if path not in told
@@ -181,6 +185,30 @@ def nul_fields(message: Message, path: str = "") -> Iterable[Violation]:
     for where, text in texts(message, path):
         if "\0" in text:
             yield Violation(where, "must not hold the character U+0000", "string.no_nul")
+
+
+def no_times(message: Message, path: str = "") -> Iterator[Violation]:
+    """Find times and lengths of time whose nanoseconds no reader of theirs takes."""
+    if isinstance(message, Timestamp) and not 0 <= message.nanos < NANOS:
+        yield Violation(path, f"must have nanos from 0 to {NANOS - 1}", "timestamp.nanos")
+    if isinstance(message, Duration) and (
+        abs(message.nanos) >= NANOS or message.seconds * message.nanos < 0
+    ):
+        rule = f"must have nanos of the sign of its seconds, and at most {NANOS - 1}"
+        yield Violation(path, rule, "duration.nanos")
+    for one, value in message.ListFields():
+        if one.message_type is None:
+            continue
+        where = f"{path}.{one.name}" if path else one.name
+        if one.message_type.GetOptions().map_entry:
+            inner = {f"[{key!r}]": entry for key, entry in value.items()}
+        elif one.is_repeated:
+            inner = {f"[{place}]": entry for place, entry in enumerate(value)}
+        else:
+            inner = {"": value}
+        for key, entry in inner.items():
+            if isinstance(entry, Message):
+                yield from no_times(entry, f"{where}{key}")
 
 
 def texts(message: Message, path: str = "") -> Iterator[tuple[str, str]]:

@@ -149,6 +149,14 @@ class PageToken:
             raise _mismatch("is not a page token")
         return moment, uid
 
+    @staticmethod
+    def decode_number(token: str, scope: str) -> int:
+        """Read a token whose key is a whole number from 0 on, as a row counts."""
+        key, _ = PageToken.decode(token, scope)
+        if not re.fullmatch(r"[0-9]{1,9}", key, re.ASCII):
+            raise _mismatch("is not a page token")
+        return int(key)
+
 
 def _digest(scope: str) -> str:
     return hashlib.sha256(scope.encode()).hexdigest()[:16]

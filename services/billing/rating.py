@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chassis import ids
+from chassis.refusals import Refused
 from fermion.api.billing import v1 as api
 from fermion.api.workload import v1 as workload
 from services.billing.book import DIMENSIONS, Book, Dimension, State
@@ -26,6 +27,8 @@ GIB: Final = 2**30
 # Of an hour, and of what both thousandths and bytes go into.
 UNIT: Final = 125 * GIB
 DENOMINATOR: Final = HOUR_MS * UNIT
+# What the API's amounts can hold.
+NANOS_MAX: Final = 2**63 - 1
 # A thousandth of a GPU or core, and a byte, as parts of `UNIT`.
 PARTS: Final[Mapping[Dimension, int]] = {
     api.DIMENSION_GPU: UNIT // MILLI,
@@ -99,6 +102,18 @@ class Line:
     amount_nanos: int
     start_ms: int
     end_ms: int
+
+
+def payable(nanos: int) -> int:
+    """An amount that can be told; `Refused` (AMOUNT_TOO_LARGE) beyond what an int64 of nanos holds."""
+    if nanos > NANOS_MAX:
+        raise Refused(
+            "AMOUNT_TOO_LARGE",
+            f"It comes to {nanos // 10**9} of the currency; amounts are told up to {NANOS_MAX // 10**9}.",
+            next_step="Ask for less at once: a shorter time, or fewer replicas.",
+            nanos=str(nanos),
+        )
+    return nanos
 
 
 def half_even(numerator: int, denominator: int) -> int:
@@ -210,7 +225,7 @@ def view(line: Line) -> api.Line:
         price_nanos=line.price_nanos,
         replica_milliseconds=line.ms,
         quantity=str(line.quantity),
-        amount_nanos=line.amount_nanos,
+        amount_nanos=payable(line.amount_nanos),
     )
     shown.start_time.FromMilliseconds(line.start_ms)
     shown.end_time.FromMilliseconds(line.end_ms)

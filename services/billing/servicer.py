@@ -52,8 +52,7 @@ class PriceServicer(service_pb2_grpc.PriceServiceServicer):
         """Read a page of price books."""
         before, size = 2**31 - 1, request.page_size or PAGE_SIZE
         if request.page_token:
-            number, _ = PageToken.decode(request.page_token, "prices")
-            before = int(number)
+            before = PageToken.decode_number(request.page_token, "prices")
         rows = await self._database.fetch(self._queries["list_price_books"], before, size + 1)
         books = [api.PriceBook.FromString(row["body"]) for row in rows]
         found = await self._database.fetchrow(
@@ -219,7 +218,7 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             cut=look.as_cut(),
             currency=books[0].currency,
             lines=[rating.view(line) for line in lines],
-            total_nanos=sum(line.amount_nanos for line in lines),
+            total_nanos=rating.payable(sum(line.amount_nanos for line in lines)),
             complete=through is not None and through >= end and not look.disputed,
             disputed=sorted(look.disputed),
         )
@@ -317,9 +316,9 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
             worst = min(worst, asked.max_cost.nanos) if worst else asked.max_cost.nanos
         return api.EstimateCostResponse(
             currency=prices.currency,
-            rate_nanos=rate,
-            stopped_rate_nanos=storage,
-            worst_nanos=worst,
+            rate_nanos=rating.payable(rate),
+            stopped_rate_nanos=rating.payable(storage),
+            worst_nanos=rating.payable(worst),
             price_version=prices.version,
         )
 
@@ -455,7 +454,11 @@ def _costs_of(
         for column in range(3)
     ]
     return {
-        key: api.Cost(settled_nanos=settled, accruing_nanos=accruing, rate_nanos=rate)
+        key: api.Cost(
+            settled_nanos=rating.payable(settled),
+            accruing_nanos=rating.payable(accruing),
+            rate_nanos=rating.payable(rate),
+        )
         for key, settled, accruing, rate in zip(keys, *columns, strict=True)
     }
 

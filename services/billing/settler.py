@@ -98,6 +98,9 @@ class Settler:
             elif not waits:
                 behind, waits = row["position"] - 1, True
         costs = await self._costs([row["workload"] for row in due], look, look.settled, None)
+        for row in due:
+            if costs[row["workload"]] > rating.NANOS_MAX:
+                _log.error("%s has cost more than can be told, and is not settled", row["workload"])
         await self._state(
             {
                 row["workload"]: partial(
@@ -107,6 +110,7 @@ class Settler:
                     amount=_money(look, costs[row["workload"]]),
                 )
                 for row in due
+                if costs[row["workload"]] <= rating.NANOS_MAX
             },
             writer,
         )
@@ -131,7 +135,8 @@ class Settler:
                     aggregate.reach_limit,
                     uid=uid,
                     project=str(row["project"]),
-                    amount=_money(look, costs[uid]),
+                    # So much at least, where it is more than can be told.
+                    amount=_money(look, min(costs[uid], rating.NANOS_MAX)),
                     limit=workload.Money(currency=currency, nanos=limit),
                     through=now,
                 )

@@ -15,8 +15,10 @@ import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.embedded import free_port
+from chassis.listing import PageToken
 from chassis.process import Process
 from fermion.api.billing import v1 as api
 from fermion.api.billing.v1.service_pb2_grpc import CostServiceStub, PriceServiceStub
@@ -638,3 +640,39 @@ async def test_who_may_see_the_bill_of_a_project_and_nobody_else_does(stage: Sta
             timeout=20,
         )
     assert told(error.value).code == "PERMISSION_DENIED"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        api.GetCostRequest(parent=PARENT, start_time=Timestamp(seconds=10**17)),
+        api.GetUsageRequest(parent=PARENT, end_time=Timestamp(seconds=-(10**15))),
+        api.GetStatementRequest(parent=PARENT, start_time=Timestamp(seconds=1, nanos=-5)),
+        api.GetStatementRequest(
+            parent=PARENT, cut=api.Cut(sources=[api.Cut.Source(position=-(2**63))])
+        ),
+        api.ExplainChargeRequest(
+            owner=f"{PARENT}/instances/lab", start_time=Timestamp(seconds=2**62)
+        ),
+        api.EstimateCostRequest(
+            parent=PARENT,
+            workload=workload.Workload(
+                groups=[
+                    workload.Group(replicas=10_000, resources=workload.Resources(gpu_milli=64_000))
+                ],
+                max_duration=Duration(seconds=10**11),
+            ),
+        ),
+        api.ListPriceBooksRequest(page_token=PageToken.encode("first", "", "prices")),
+        api.ListPriceBooksRequest(page_token=PageToken.encode("9" * 30, "", "prices")),
+    ],
+    ids=lambda wrong: type(wrong).__name__,
+)
+async def test_what_cannot_be_a_time_a_place_or_an_amount_is_refused_by_name(
+    stage: Stage, wrong: Message
+) -> None:
+    call = type(wrong).__name__.removesuffix("Request")
+    stub = stage.prices if call == "ListPriceBooks" else stage.costs
+    refusal = await stage.platform.refusal(getattr(stub, call), wrong)
+    assert refusal.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
+    assert refusal.reason in ("FIELD_INVALID", "PAGE_TOKEN_MISMATCH", "AMOUNT_TOO_LARGE")

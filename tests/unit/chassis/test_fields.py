@@ -118,3 +118,14 @@ def test_a_nul_is_found_wherever_it_hides() -> None:
 def test_bytes_may_hold_any_byte() -> None:
     key = projects.SigningKey(kid="k", public_key=bytes(32))
     assert list(nul_fields(projects.AddSigningKeyRequest(key=key))) == []
+
+
+@pytest.mark.parametrize("nanos", [-1, 10**9])
+def test_nanoseconds_that_are_none_are_named_wherever_they_hide(nanos: int) -> None:
+    wrong = instances.GetInstanceRequest(name="projects/acme/instances/lab")
+    wrong.as_of_time.nanos = nanos
+    assert [one.field for one in faults(wrong, Validator())] == ["as_of_time"]
+    deep = instances.CreateInstanceRequest(parent="projects/acme", instance_id="lab")
+    deep.instance.spec.max_duration.seconds = 5
+    deep.instance.spec.max_duration.nanos = nanos
+    assert "instance.spec.max_duration" in [one.field for one in faults(deep, Validator())]

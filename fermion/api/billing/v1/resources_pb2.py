@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fermion/api/billing/v1/resources.proto\x12\x16\x66\x65rmion.api.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x05Price\x12@\n\tdimension\x18\x01 \x01(\x0e\x32!.fermion.api.billing.v1.DimensionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12=\n\x08gpu_type\x18\x02 \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$\x12%\n\x0bprice_nanos\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x00\"\x95\x01\n\tStateRule\x12@\n\x05state\x18\x01 \x01(\x0e\x32%.fermion.api.billing.v1.BillableStateB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x0e\n\x06\x62illed\x18\x02 \x01(\x08\x12\x36\n\x04\x66ree\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\"\xa4\x03\n\tPriceBook\x12>\n\x07version\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$\x12#\n\x08\x63urrency\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x06prices\x18\x04 \x03(\x0b\x32\x1d.fermion.api.billing.v1.PriceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12;\n\x06states\x18\x05 \x03(\x0b\x32!.fermion.api.billing.v1.StateRuleB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x43\n\x0fplatform_causes\x18\x06 \x03(\x0e\x32\x1e.fermion.api.workload.v1.CauseB\n\xbaH\x07\x92\x01\x04\x10\x64\x18\x01\x12\x0e\n\x06number\x18\x07 \x01(\x05\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x01\n\x05Usage\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x10\n\x08gpu_type\x18\x03 \x01(\t\x12\x1c\n\x14replica_milliseconds\x18\x04 \x01(\x03\x12\x14\n\x0cgpu_milli_ms\x18\x05 \x01(\t\x12\x14\n\x0c\x63pu_milli_ms\x18\x06 \x01(\t\x12\x16\n\x0ememory_byte_ms\x18\x07 \x01(\t\x12\x17\n\x0fstorage_byte_ms\x18\x08 \x01(\t\x12\x0e\n\x06\x62illed\x18\t \x01(\x08\"W\n\x04\x43ost\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x15\n\rsettled_nanos\x18\x02 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ruing_nanos\x18\x03 \x01(\x03\x12\x12\n\nrate_nanos\x18\x04 \x01(\x03\"\xb3\x03\n\x07Segment\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x05\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x0e\n\x06\x62illed\x18\x04 \x01(\x08\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprice_book\x18\x07 \x01(\x05\x12)\n\x03sku\x18\x08 \x01(\x0b\x32\x1c.fermion.api.workload.v1.Sku\x12;\n\x06labels\x18\t \x03(\x0b\x32+.fermion.api.billing.v1.Segment.LabelsEntry\x12\x0b\n\x03why\x18\n \x01(\t\x12\x32\n\x08\x65vidence\x18\x0b \x03(\x0b\x32 .fermion.api.billing.v1.Evidence\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x08\x45vidence\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x31\n\roccurred_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x08\x65vidence\x18\x05 \x01(\x0e\x32&.fermion.api.workload.v1.EvidenceClass\"\xb7\x04\n\x04Line\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x11\n\towner_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12+\n\x04kind\x18\x05 \x01(\x0e\x32\x1d.fermion.api.workload.v1.Kind\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x38\n\x06labels\x18\x07 \x03(\x0b\x32(.fermion.api.billing.v1.Line.LabelsEntry\x12\x34\n\x05state\x18\x08 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x34\n\tdimension\x18\t \x01(\x0e\x32!.fermion.api.billing.v1.Dimension\x12\x10\n\x08gpu_type\x18\n \x01(\t\x12\x15\n\rprice_version\x18\x0b \x01(\t\x12\x13\n\x0bprice_nanos\x18\x0c \x01(\x03\x12\x1c\n\x14replica_milliseconds\x18\r \x01(\x03\x12\x10\n\x08quantity\x18\x0e \x01(\t\x12\x14\n\x0c\x61mount_nanos\x18\x0f \x01(\x03\x12.\n\nstart_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x02\n\x03\x43ut\x12\x33\n\x07sources\x18\x01 \x03(\x0b\x32\".fermion.api.billing.v1.Cut.Source\x12\x12\n\nprice_book\x18\x02 \x01(\x05\x12\x11\n\talgorithm\x18\x03 \x01(\x05\x12\x36\n\x08\x64isputed\x18\x04 \x03(\x0b\x32$.fermion.api.billing.v1.Cut.Disputed\x1an\n\x06Source\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x30\n\x0cthrough_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07retired\x18\x04 \x01(\x08\x1a)\n\x08\x44isputed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"\xac\x02\n\tStatement\x12\x0f\n\x07project\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12+\n\x05lines\x18\x06 \x03(\x0b\x32\x1c.fermion.api.billing.v1.Line\x12\x13\n\x0btotal_nanos\x18\x07 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x08 \x01(\x08\x12\x10\n\x08\x64isputed\x18\t \x03(\t\x12\x0e\n\x06\x64igest\x18\n \x01(\t*y\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x11\n\rDIMENSION_GPU\x10\x01\x12\x11\n\rDIMENSION_CPU\x10\x02\x12\x14\n\x10\x44IMENSION_MEMORY\x10\x03\x12\x15\n\x11\x44IMENSION_STORAGE\x10\x04*\x8a\x02\n\rBillableState\x12\x1e\n\x1a\x42ILLABLE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42ILLABLE_STATE_RUNNING\x10\x01\x12#\n\x1f\x42ILLABLE_STATE_DRAINING_BY_USER\x10\x02\x12\'\n#BILLABLE_STATE_DRAINING_BY_PLATFORM\x10\x03\x12\x17\n\x13\x42ILLABLE_STATE_HELD\x10\x04\x12\x1a\n\x16\x42ILLABLE_STATE_BACKOFF\x10\x05\x12\x1e\n\x1a\x42ILLABLE_STATE_UNREACHABLE\x10\x06\x12\x1a\n\x16\x42ILLABLE_STATE_STORAGE\x10\x07*\x99\x01\n\x07GroupBy\x12\x18\n\x14GROUP_BY_UNSPECIFIED\x10\x00\x12\x14\n\x10GROUP_BY_PROJECT\x10\x01\x12\x11\n\rGROUP_BY_USER\x10\x02\x12\x12\n\x0eGROUP_BY_OWNER\x10\x03\x12\x11\n\rGROUP_BY_KIND\x10\x04\x12\x12\n\x0eGROUP_BY_LABEL\x10\x05\x12\x10\n\x0cGROUP_BY_DAY\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fermion/api/billing/v1/resources.proto\x12\x16\x66\x65rmion.api.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x05Price\x12@\n\tdimension\x18\x01 \x01(\x0e\x32!.fermion.api.billing.v1.DimensionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12=\n\x08gpu_type\x18\x02 \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$\x12%\n\x0bprice_nanos\x18\x03 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x00\"\x95\x01\n\tStateRule\x12@\n\x05state\x18\x01 \x01(\x0e\x32%.fermion.api.billing.v1.BillableStateB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x0e\n\x06\x62illed\x18\x02 \x01(\x08\x12\x36\n\x04\x66ree\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\r\xbaH\n\xaa\x01\x07\"\x03\x08\x90\x1c\x32\x00\"\xb7\x03\n\tPriceBook\x12>\n\x07version\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$\x12#\n\x08\x63urrency\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x45\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12:\n\x06prices\x18\x04 \x03(\x0b\x32\x1d.fermion.api.billing.v1.PriceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12;\n\x06states\x18\x05 \x03(\x0b\x32!.fermion.api.billing.v1.StateRuleB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x43\n\x0fplatform_causes\x18\x06 \x03(\x0e\x32\x1e.fermion.api.workload.v1.CauseB\n\xbaH\x07\x92\x01\x04\x10\x64\x18\x01\x12\x0e\n\x06number\x18\x07 \x01(\x05\x12\x30\n\x0cpublish_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x01\n\x05Usage\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x10\n\x08gpu_type\x18\x03 \x01(\t\x12\x1c\n\x14replica_milliseconds\x18\x04 \x01(\x03\x12\x14\n\x0cgpu_milli_ms\x18\x05 \x01(\t\x12\x14\n\x0c\x63pu_milli_ms\x18\x06 \x01(\t\x12\x16\n\x0ememory_byte_ms\x18\x07 \x01(\t\x12\x17\n\x0fstorage_byte_ms\x18\x08 \x01(\t\x12\x0e\n\x06\x62illed\x18\t \x01(\x08\"W\n\x04\x43ost\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x15\n\rsettled_nanos\x18\x02 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ruing_nanos\x18\x03 \x01(\x03\x12\x12\n\nrate_nanos\x18\x04 \x01(\x03\"\xb3\x03\n\x07Segment\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x05\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x0e\n\x06\x62illed\x18\x04 \x01(\x08\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprice_book\x18\x07 \x01(\x05\x12)\n\x03sku\x18\x08 \x01(\x0b\x32\x1c.fermion.api.workload.v1.Sku\x12;\n\x06labels\x18\t \x03(\x0b\x32+.fermion.api.billing.v1.Segment.LabelsEntry\x12\x0b\n\x03why\x18\n \x01(\t\x12\x32\n\x08\x65vidence\x18\x0b \x03(\x0b\x32 .fermion.api.billing.v1.Evidence\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x08\x45vidence\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x31\n\roccurred_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x08\x65vidence\x18\x05 \x01(\x0e\x32&.fermion.api.workload.v1.EvidenceClass\"\xb7\x04\n\x04Line\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x11\n\towner_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12+\n\x04kind\x18\x05 \x01(\x0e\x32\x1d.fermion.api.workload.v1.Kind\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x38\n\x06labels\x18\x07 \x03(\x0b\x32(.fermion.api.billing.v1.Line.LabelsEntry\x12\x34\n\x05state\x18\x08 \x01(\x0e\x32%.fermion.api.billing.v1.BillableState\x12\x34\n\tdimension\x18\t \x01(\x0e\x32!.fermion.api.billing.v1.Dimension\x12\x10\n\x08gpu_type\x18\n \x01(\t\x12\x15\n\rprice_version\x18\x0b \x01(\t\x12\x13\n\x0bprice_nanos\x18\x0c \x01(\x03\x12\x1c\n\x14replica_milliseconds\x18\r \x01(\x03\x12\x10\n\x08quantity\x18\x0e \x01(\t\x12\x14\n\x0c\x61mount_nanos\x18\x0f \x01(\x03\x12.\n\nstart_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf0\x02\n\x03\x43ut\x12>\n\x07sources\x18\x01 \x03(\x0b\x32\".fermion.api.billing.v1.Cut.SourceB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12\x12\n\nprice_book\x18\x02 \x01(\x05\x12\x11\n\talgorithm\x18\x03 \x01(\x05\x12\x41\n\x08\x64isputed\x18\x04 \x03(\x0b\x32$.fermion.api.billing.v1.Cut.DisputedB\t\xbaH\x06\x92\x01\x03\x10\x90N\x1a\x8a\x01\n\x06Source\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\x19\n\x08position\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x43\n\x0cthrough_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12\x0f\n\x07retired\x18\x04 \x01(\x08\x1a\x32\n\x08\x44isputed\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x19\n\x08position\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\xac\x02\n\tStatement\x12\x0f\n\x07project\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12+\n\x05lines\x18\x06 \x03(\x0b\x32\x1c.fermion.api.billing.v1.Line\x12\x13\n\x0btotal_nanos\x18\x07 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x08 \x01(\x08\x12\x10\n\x08\x64isputed\x18\t \x03(\t\x12\x0e\n\x06\x64igest\x18\n \x01(\t*y\n\tDimension\x12\x19\n\x15\x44IMENSION_UNSPECIFIED\x10\x00\x12\x11\n\rDIMENSION_GPU\x10\x01\x12\x11\n\rDIMENSION_CPU\x10\x02\x12\x14\n\x10\x44IMENSION_MEMORY\x10\x03\x12\x15\n\x11\x44IMENSION_STORAGE\x10\x04*\x8a\x02\n\rBillableState\x12\x1e\n\x1a\x42ILLABLE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x42ILLABLE_STATE_RUNNING\x10\x01\x12#\n\x1f\x42ILLABLE_STATE_DRAINING_BY_USER\x10\x02\x12\'\n#BILLABLE_STATE_DRAINING_BY_PLATFORM\x10\x03\x12\x17\n\x13\x42ILLABLE_STATE_HELD\x10\x04\x12\x1a\n\x16\x42ILLABLE_STATE_BACKOFF\x10\x05\x12\x1e\n\x1a\x42ILLABLE_STATE_UNREACHABLE\x10\x06\x12\x1a\n\x16\x42ILLABLE_STATE_STORAGE\x10\x07*\x99\x01\n\x07GroupBy\x12\x18\n\x14GROUP_BY_UNSPECIFIED\x10\x00\x12\x14\n\x10GROUP_BY_PROJECT\x10\x01\x12\x11\n\rGROUP_BY_USER\x10\x02\x12\x12\n\x0eGROUP_BY_OWNER\x10\x03\x12\x11\n\rGROUP_BY_KIND\x10\x04\x12\x12\n\x0eGROUP_BY_LABEL\x10\x05\x12\x10\n\x0cGROUP_BY_DAY\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICEBOOK'].fields_by_name['version']._serialized_options = b'\272H*r(2&^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$'
   _globals['_PRICEBOOK'].fields_by_name['currency']._loaded_options = None
   _globals['_PRICEBOOK'].fields_by_name['currency']._serialized_options = b'\272H\016r\0142\n^[A-Z]{3}$'
+  _globals['_PRICEBOOK'].fields_by_name['effective_time']._loaded_options = None
+  _globals['_PRICEBOOK'].fields_by_name['effective_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_PRICEBOOK'].fields_by_name['prices']._loaded_options = None
   _globals['_PRICEBOOK'].fields_by_name['prices']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_PRICEBOOK'].fields_by_name['states']._loaded_options = None
@@ -59,38 +61,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEGMENT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LINE_LABELSENTRY']._loaded_options = None
   _globals['_LINE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_DIMENSION']._serialized_start=3071
-  _globals['_DIMENSION']._serialized_end=3192
-  _globals['_BILLABLESTATE']._serialized_start=3195
-  _globals['_BILLABLESTATE']._serialized_end=3461
-  _globals['_GROUPBY']._serialized_start=3464
-  _globals['_GROUPBY']._serialized_end=3617
+  _globals['_CUT_SOURCE'].fields_by_name['position']._loaded_options = None
+  _globals['_CUT_SOURCE'].fields_by_name['position']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_CUT_SOURCE'].fields_by_name['through_time']._loaded_options = None
+  _globals['_CUT_SOURCE'].fields_by_name['through_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_CUT_DISPUTED'].fields_by_name['position']._loaded_options = None
+  _globals['_CUT_DISPUTED'].fields_by_name['position']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_CUT'].fields_by_name['sources']._loaded_options = None
+  _globals['_CUT'].fields_by_name['sources']._serialized_options = b'\272H\006\222\001\003\020\220N'
+  _globals['_CUT'].fields_by_name['disputed']._loaded_options = None
+  _globals['_CUT'].fields_by_name['disputed']._serialized_options = b'\272H\006\222\001\003\020\220N'
+  _globals['_DIMENSION']._serialized_start=3150
+  _globals['_DIMENSION']._serialized_end=3271
+  _globals['_BILLABLESTATE']._serialized_start=3274
+  _globals['_BILLABLESTATE']._serialized_end=3540
+  _globals['_GROUPBY']._serialized_start=3543
+  _globals['_GROUPBY']._serialized_end=3696
   _globals['_PRICE']._serialized_start=202
   _globals['_PRICE']._serialized_end=377
   _globals['_STATERULE']._serialized_start=380
   _globals['_STATERULE']._serialized_end=529
   _globals['_PRICEBOOK']._serialized_start=532
-  _globals['_PRICEBOOK']._serialized_end=952
-  _globals['_USAGE']._serialized_start=955
-  _globals['_USAGE']._serialized_end=1187
-  _globals['_COST']._serialized_start=1189
-  _globals['_COST']._serialized_end=1276
-  _globals['_SEGMENT']._serialized_start=1279
-  _globals['_SEGMENT']._serialized_end=1714
-  _globals['_SEGMENT_LABELSENTRY']._serialized_start=1669
-  _globals['_SEGMENT_LABELSENTRY']._serialized_end=1714
-  _globals['_EVIDENCE']._serialized_start=1717
-  _globals['_EVIDENCE']._serialized_end=1885
-  _globals['_LINE']._serialized_start=1888
-  _globals['_LINE']._serialized_end=2455
-  _globals['_LINE_LABELSENTRY']._serialized_start=1669
-  _globals['_LINE_LABELSENTRY']._serialized_end=1714
-  _globals['_CUT']._serialized_start=2458
-  _globals['_CUT']._serialized_end=2766
-  _globals['_CUT_SOURCE']._serialized_start=2613
-  _globals['_CUT_SOURCE']._serialized_end=2723
-  _globals['_CUT_DISPUTED']._serialized_start=2725
-  _globals['_CUT_DISPUTED']._serialized_end=2766
-  _globals['_STATEMENT']._serialized_start=2769
-  _globals['_STATEMENT']._serialized_end=3069
+  _globals['_PRICEBOOK']._serialized_end=971
+  _globals['_USAGE']._serialized_start=974
+  _globals['_USAGE']._serialized_end=1206
+  _globals['_COST']._serialized_start=1208
+  _globals['_COST']._serialized_end=1295
+  _globals['_SEGMENT']._serialized_start=1298
+  _globals['_SEGMENT']._serialized_end=1733
+  _globals['_SEGMENT_LABELSENTRY']._serialized_start=1688
+  _globals['_SEGMENT_LABELSENTRY']._serialized_end=1733
+  _globals['_EVIDENCE']._serialized_start=1736
+  _globals['_EVIDENCE']._serialized_end=1904
+  _globals['_LINE']._serialized_start=1907
+  _globals['_LINE']._serialized_end=2474
+  _globals['_LINE_LABELSENTRY']._serialized_start=1688
+  _globals['_LINE_LABELSENTRY']._serialized_end=1733
+  _globals['_CUT']._serialized_start=2477
+  _globals['_CUT']._serialized_end=2845
+  _globals['_CUT_SOURCE']._serialized_start=2655
+  _globals['_CUT_SOURCE']._serialized_end=2793
+  _globals['_CUT_DISPUTED']._serialized_start=2795
+  _globals['_CUT_DISPUTED']._serialized_end=2845
+  _globals['_STATEMENT']._serialized_start=2848
+  _globals['_STATEMENT']._serialized_end=3148
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ from fermion.api.workload.v1 import resources_pb2 as fermion_dot_api_dot_workloa
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/billing/v1/service.proto\x12\x16\x66\x65rmion.api.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/billing/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"T\n\x15ListPriceBooksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"{\n\x16ListPriceBooksResponse\x12\x36\n\x0bprice_books\x18\x01 \x03(\x0b\x32!.fermion.api.billing.v1.PriceBook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08in_force\x18\x03 \x01(\x05\"\x90\x01\n\x17PublishPriceBookRequest\x12=\n\nprice_book\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.PriceBookB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"Q\n\x18PublishPriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.PriceBook\"\x8d\x02\n\x0fGetUsageRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xbaH2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08group_by\x18\x04 \x03(\x0e\x32\x1f.fermion.api.billing.v1.GroupByB\n\xbaH\x07\x92\x01\x04\x10\x03\x18\x01\x12\x16\n\x05label\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18?\"s\n\x10GetUsageResponse\x12-\n\x06usages\x18\x01 \x03(\x0b\x32\x1d.fermion.api.billing.v1.Usage\x12\x30\n\x0cthrough_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa5\x02\n\x0eGetCostRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xbaH2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x08group_by\x18\x04 \x03(\x0e\x32\x1f.fermion.api.billing.v1.GroupByB\n\xbaH\x07\x92\x01\x04\x10\x03\x18\x01\x12\x16\n\x05label\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x05owner\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\"\xc1\x01\n\x0fGetCostResponse\x12+\n\x05\x63osts\x18\x01 \x03(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12+\n\x05total\x18\x02 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x30\n\x0cthrough_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64isputed\x18\x05 \x03(\t\"\x85\x01\n\x10WatchCostRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\x11WatchCostResponse\x12+\n\x05total\x18\x01 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x30\n\x0cthrough_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompute_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe0\x01\n\x13GetStatementRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\"L\n\x14GetStatementResponse\x12\x34\n\tstatement\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.Statement\"\xa1\x02\n\x14\x45xplainChargeRequest\x12j\n\x05owner\x18\x01 \x01(\tB[\xbaHXrV2T^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?/[a-zA-Z]+/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\x04line\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12(\n\x03\x63ut\x18\x05 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\"\xbf\x02\n\x15\x45xplainChargeResponse\x12\x46\n\x05lines\x18\x01 \x03(\x0b\x32\x37.fermion.api.billing.v1.ExplainChargeResponse.Explained\x12(\n\x03\x63ut\x18\x02 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\x12\x36\n\x0bprice_books\x18\x03 \x03(\x0b\x32!.fermion.api.billing.v1.PriceBook\x12\x10\n\x08\x64isputed\x18\x04 \x03(\t\x1aj\n\tExplained\x12*\n\x04line\x18\x01 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Line\x12\x31\n\x08segments\x18\x02 \x03(\x0b\x32\x1f.fermion.api.billing.v1.Segment\"\xb5\x01\n\x13\x45stimateCostRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12;\n\x08workload\x18\x02 \x01(\x0b\x32!.fermion.api.workload.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\x12\x1e\n\rstorage_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x84\x01\n\x14\x45stimateCostResponse\x12\x10\n\x08\x63urrency\x18\x01 \x01(\t\x12\x12\n\nrate_nanos\x18\x02 \x01(\x03\x12\x1a\n\x12stopped_rate_nanos\x18\x03 \x01(\x03\x12\x13\n\x0bworst_nanos\x18\x04 \x01(\x03\x12\x15\n\rprice_version\x18\x05 \x01(\t2\x86\x02\n\x0cPriceService\x12w\n\x0eListPriceBooks\x12-.fermion.api.billing.v1.ListPriceBooksRequest\x1a..fermion.api.billing.v1.ListPriceBooksResponse\"\x06\xaa\xd4\x18\x02\x18\x01\x12}\n\x10PublishPriceBook\x12/.fermion.api.billing.v1.PublishPriceBookRequest\x1a\x30.fermion.api.billing.v1.PublishPriceBookResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x32\xdd\x05\n\x0b\x43ostService\x12q\n\x08GetUsage\x12\'.fermion.api.billing.v1.GetUsageRequest\x1a(.fermion.api.billing.v1.GetUsageResponse\"\x12\xaa\xd4\x18\x0e\x08\x01\x12\x06parent \x03\x30\x01\x12n\n\x07GetCost\x12&.fermion.api.billing.v1.GetCostRequest\x1a\'.fermion.api.billing.v1.GetCostResponse\"\x12\xaa\xd4\x18\x0e\x08\x01\x12\x06parent \x03\x30\x01\x12t\n\tWatchCost\x12(.fermion.api.billing.v1.WatchCostRequest\x1a).fermion.api.billing.v1.WatchCostResponse\"\x10\xaa\xd4\x18\x0c\x08\x01\x12\x06parent0\x01\x30\x01\x12{\n\x0cGetStatement\x12+.fermion.api.billing.v1.GetStatementRequest\x1a,.fermion.api.billing.v1.GetStatementResponse\"\x10\xaa\xd4\x18\x0c\x08\x01\x12\x06parent0\x01\x12}\n\rExplainCharge\x12,.fermion.api.billing.v1.ExplainChargeRequest\x1a-.fermion.api.billing.v1.ExplainChargeResponse\"\x0f\xaa\xd4\x18\x0b\x08\x01\x12\x05owner0\x01\x12y\n\x0c\x45stimateCost\x12+.fermion.api.billing.v1.EstimateCostRequest\x1a,.fermion.api.billing.v1.EstimateCostResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/billing/v1/service.proto\x12\x16\x66\x65rmion.api.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/billing/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\x1a\'fermion/api/workload/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"T\n\x15ListPriceBooksRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"{\n\x16ListPriceBooksResponse\x12\x36\n\x0bprice_books\x18\x01 \x03(\x0b\x32!.fermion.api.billing.v1.PriceBook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08in_force\x18\x03 \x01(\x05\"\x90\x01\n\x17PublishPriceBookRequest\x12=\n\nprice_book\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.PriceBookB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"Q\n\x18PublishPriceBookResponse\x12\x35\n\nprice_book\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.PriceBook\"\xb3\x02\n\x0fGetUsageRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xbaH2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$\x12\x41\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12=\n\x08group_by\x18\x04 \x03(\x0e\x32\x1f.fermion.api.billing.v1.GroupByB\n\xbaH\x07\x92\x01\x04\x10\x03\x18\x01\x12\x16\n\x05label\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18?\"s\n\x10GetUsageResponse\x12-\n\x06usages\x18\x01 \x03(\x0b\x32\x1d.fermion.api.billing.v1.Usage\x12\x30\n\x0cthrough_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x02\n\x0eGetCostRequest\x12\x45\n\x06parent\x18\x01 \x01(\tB5\xbaH2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$\x12\x41\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12=\n\x08group_by\x18\x04 \x03(\x0e\x32\x1f.fermion.api.billing.v1.GroupByB\n\xbaH\x07\x92\x01\x04\x10\x03\x18\x01\x12\x16\n\x05label\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x05owner\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\"\xc1\x01\n\x0fGetCostResponse\x12+\n\x05\x63osts\x18\x01 \x03(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12+\n\x05total\x18\x02 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x30\n\x0cthrough_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64isputed\x18\x05 \x03(\t\"\x98\x01\n\x10WatchCostRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x41\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\"\xb6\x01\n\x11WatchCostResponse\x12+\n\x05total\x18\x01 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Cost\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x30\n\x0cthrough_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompute_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x02\n\x13GetStatementRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12\x41\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12(\n\x03\x63ut\x18\x04 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\"L\n\x14GetStatementResponse\x12\x34\n\tstatement\x18\x01 \x01(\x0b\x32!.fermion.api.billing.v1.Statement\"\xc7\x02\n\x14\x45xplainChargeRequest\x12j\n\x05owner\x18\x01 \x01(\tB[\xbaHXrV2T^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?/[a-zA-Z]+/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x41\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12\x15\n\x04line\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12(\n\x03\x63ut\x18\x05 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\"\xbf\x02\n\x15\x45xplainChargeResponse\x12\x46\n\x05lines\x18\x01 \x03(\x0b\x32\x37.fermion.api.billing.v1.ExplainChargeResponse.Explained\x12(\n\x03\x63ut\x18\x02 \x01(\x0b\x32\x1b.fermion.api.billing.v1.Cut\x12\x36\n\x0bprice_books\x18\x03 \x03(\x0b\x32!.fermion.api.billing.v1.PriceBook\x12\x10\n\x08\x64isputed\x18\x04 \x03(\t\x1aj\n\tExplained\x12*\n\x04line\x18\x01 \x01(\x0b\x32\x1c.fermion.api.billing.v1.Line\x12\x31\n\x08segments\x18\x02 \x03(\x0b\x32\x1f.fermion.api.billing.v1.Segment\"\xb5\x01\n\x13\x45stimateCostRequest\x12\x41\n\x06parent\x18\x01 \x01(\tB1\xbaH.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$\x12;\n\x08workload\x18\x02 \x01(\x0b\x32!.fermion.api.workload.v1.WorkloadB\x06\xbaH\x03\xc8\x01\x01\x12\x1e\n\rstorage_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x84\x01\n\x14\x45stimateCostResponse\x12\x10\n\x08\x63urrency\x18\x01 \x01(\t\x12\x12\n\nrate_nanos\x18\x02 \x01(\x03\x12\x1a\n\x12stopped_rate_nanos\x18\x03 \x01(\x03\x12\x13\n\x0bworst_nanos\x18\x04 \x01(\x03\x12\x15\n\rprice_version\x18\x05 \x01(\t2\x86\x02\n\x0cPriceService\x12w\n\x0eListPriceBooks\x12-.fermion.api.billing.v1.ListPriceBooksRequest\x1a..fermion.api.billing.v1.ListPriceBooksResponse\"\x06\xaa\xd4\x18\x02\x18\x01\x12}\n\x10PublishPriceBook\x12/.fermion.api.billing.v1.PublishPriceBookRequest\x1a\x30.fermion.api.billing.v1.PublishPriceBookResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x32\xdd\x05\n\x0b\x43ostService\x12q\n\x08GetUsage\x12\'.fermion.api.billing.v1.GetUsageRequest\x1a(.fermion.api.billing.v1.GetUsageResponse\"\x12\xaa\xd4\x18\x0e\x08\x01\x12\x06parent \x03\x30\x01\x12n\n\x07GetCost\x12&.fermion.api.billing.v1.GetCostRequest\x1a\'.fermion.api.billing.v1.GetCostResponse\"\x12\xaa\xd4\x18\x0e\x08\x01\x12\x06parent \x03\x30\x01\x12t\n\tWatchCost\x12(.fermion.api.billing.v1.WatchCostRequest\x1a).fermion.api.billing.v1.WatchCostResponse\"\x10\xaa\xd4\x18\x0c\x08\x01\x12\x06parent0\x01\x30\x01\x12{\n\x0cGetStatement\x12+.fermion.api.billing.v1.GetStatementRequest\x1a,.fermion.api.billing.v1.GetStatementResponse\"\x10\xaa\xd4\x18\x0c\x08\x01\x12\x06parent0\x01\x12}\n\rExplainCharge\x12,.fermion.api.billing.v1.ExplainChargeRequest\x1a-.fermion.api.billing.v1.ExplainChargeResponse\"\x0f\xaa\xd4\x18\x0b\x08\x01\x12\x05owner0\x01\x12y\n\x0c\x45stimateCost\x12+.fermion.api.billing.v1.EstimateCostRequest\x1a,.fermion.api.billing.v1.EstimateCostResponse\"\x0e\xaa\xd4\x18\n\x08\x02\x12\x06parentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,12 +46,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHPRICEBOOKREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_GETUSAGEREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['parent']._serialized_options = b'\272H2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$'
+  _globals['_GETUSAGEREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_GETUSAGEREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_GETUSAGEREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_GETUSAGEREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_GETUSAGEREQUEST'].fields_by_name['group_by']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['group_by']._serialized_options = b'\272H\007\222\001\004\020\003\030\001'
   _globals['_GETUSAGEREQUEST'].fields_by_name['label']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['label']._serialized_options = b'\272H\004r\002\030?'
   _globals['_GETCOSTREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_GETCOSTREQUEST'].fields_by_name['parent']._serialized_options = b'\272H2r02.^projects/(-|[a-z]([a-z0-9-]{0,38}[a-z0-9])?)$'
+  _globals['_GETCOSTREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_GETCOSTREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_GETCOSTREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_GETCOSTREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_GETCOSTREQUEST'].fields_by_name['group_by']._loaded_options = None
   _globals['_GETCOSTREQUEST'].fields_by_name['group_by']._serialized_options = b'\272H\007\222\001\004\020\003\030\001'
   _globals['_GETCOSTREQUEST'].fields_by_name['label']._loaded_options = None
@@ -60,10 +68,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCOSTREQUEST'].fields_by_name['owner']._serialized_options = b'\272H\005r\003\030\254\002'
   _globals['_WATCHCOSTREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_WATCHCOSTREQUEST'].fields_by_name['parent']._serialized_options = b'\272H.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$'
+  _globals['_WATCHCOSTREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_WATCHCOSTREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_GETSTATEMENTREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_GETSTATEMENTREQUEST'].fields_by_name['parent']._serialized_options = b'\272H.r,2*^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?$'
+  _globals['_GETSTATEMENTREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_GETSTATEMENTREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_GETSTATEMENTREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_GETSTATEMENTREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['owner']._loaded_options = None
   _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['owner']._serialized_options = b'\272HXrV2T^projects/[a-z]([a-z0-9-]{0,38}[a-z0-9])?/[a-zA-Z]+/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
+  _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['start_time']._loaded_options = None
+  _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['start_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['end_time']._loaded_options = None
+  _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['end_time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
   _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['line']._loaded_options = None
   _globals['_EXPLAINCHARGEREQUEST'].fields_by_name['line']._serialized_options = b'\272H\004r\002\030d'
   _globals['_ESTIMATECOSTREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -97,33 +115,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHPRICEBOOKRESPONSE']._serialized_start=603
   _globals['_PUBLISHPRICEBOOKRESPONSE']._serialized_end=684
   _globals['_GETUSAGEREQUEST']._serialized_start=687
-  _globals['_GETUSAGEREQUEST']._serialized_end=956
-  _globals['_GETUSAGERESPONSE']._serialized_start=958
-  _globals['_GETUSAGERESPONSE']._serialized_end=1073
-  _globals['_GETCOSTREQUEST']._serialized_start=1076
-  _globals['_GETCOSTREQUEST']._serialized_end=1369
-  _globals['_GETCOSTRESPONSE']._serialized_start=1372
-  _globals['_GETCOSTRESPONSE']._serialized_end=1565
-  _globals['_WATCHCOSTREQUEST']._serialized_start=1568
-  _globals['_WATCHCOSTREQUEST']._serialized_end=1701
-  _globals['_WATCHCOSTRESPONSE']._serialized_start=1704
-  _globals['_WATCHCOSTRESPONSE']._serialized_end=1886
-  _globals['_GETSTATEMENTREQUEST']._serialized_start=1889
-  _globals['_GETSTATEMENTREQUEST']._serialized_end=2113
-  _globals['_GETSTATEMENTRESPONSE']._serialized_start=2115
-  _globals['_GETSTATEMENTRESPONSE']._serialized_end=2191
-  _globals['_EXPLAINCHARGEREQUEST']._serialized_start=2194
-  _globals['_EXPLAINCHARGEREQUEST']._serialized_end=2483
-  _globals['_EXPLAINCHARGERESPONSE']._serialized_start=2486
-  _globals['_EXPLAINCHARGERESPONSE']._serialized_end=2805
-  _globals['_EXPLAINCHARGERESPONSE_EXPLAINED']._serialized_start=2699
-  _globals['_EXPLAINCHARGERESPONSE_EXPLAINED']._serialized_end=2805
-  _globals['_ESTIMATECOSTREQUEST']._serialized_start=2808
-  _globals['_ESTIMATECOSTREQUEST']._serialized_end=2989
-  _globals['_ESTIMATECOSTRESPONSE']._serialized_start=2992
-  _globals['_ESTIMATECOSTRESPONSE']._serialized_end=3124
-  _globals['_PRICESERVICE']._serialized_start=3127
-  _globals['_PRICESERVICE']._serialized_end=3389
-  _globals['_COSTSERVICE']._serialized_start=3392
-  _globals['_COSTSERVICE']._serialized_end=4125
+  _globals['_GETUSAGEREQUEST']._serialized_end=994
+  _globals['_GETUSAGERESPONSE']._serialized_start=996
+  _globals['_GETUSAGERESPONSE']._serialized_end=1111
+  _globals['_GETCOSTREQUEST']._serialized_start=1114
+  _globals['_GETCOSTREQUEST']._serialized_end=1445
+  _globals['_GETCOSTRESPONSE']._serialized_start=1448
+  _globals['_GETCOSTRESPONSE']._serialized_end=1641
+  _globals['_WATCHCOSTREQUEST']._serialized_start=1644
+  _globals['_WATCHCOSTREQUEST']._serialized_end=1796
+  _globals['_WATCHCOSTRESPONSE']._serialized_start=1799
+  _globals['_WATCHCOSTRESPONSE']._serialized_end=1981
+  _globals['_GETSTATEMENTREQUEST']._serialized_start=1984
+  _globals['_GETSTATEMENTREQUEST']._serialized_end=2246
+  _globals['_GETSTATEMENTRESPONSE']._serialized_start=2248
+  _globals['_GETSTATEMENTRESPONSE']._serialized_end=2324
+  _globals['_EXPLAINCHARGEREQUEST']._serialized_start=2327
+  _globals['_EXPLAINCHARGEREQUEST']._serialized_end=2654
+  _globals['_EXPLAINCHARGERESPONSE']._serialized_start=2657
+  _globals['_EXPLAINCHARGERESPONSE']._serialized_end=2976
+  _globals['_EXPLAINCHARGERESPONSE_EXPLAINED']._serialized_start=2870
+  _globals['_EXPLAINCHARGERESPONSE_EXPLAINED']._serialized_end=2976
+  _globals['_ESTIMATECOSTREQUEST']._serialized_start=2979
+  _globals['_ESTIMATECOSTREQUEST']._serialized_end=3160
+  _globals['_ESTIMATECOSTRESPONSE']._serialized_start=3163
+  _globals['_ESTIMATECOSTRESPONSE']._serialized_end=3295
+  _globals['_PRICESERVICE']._serialized_start=3298
+  _globals['_PRICESERVICE']._serialized_end=3560
+  _globals['_COSTSERVICE']._serialized_start=3563
+  _globals['_COSTSERVICE']._serialized_end=4296
 # @@protoc_insertion_point(module_scope)
