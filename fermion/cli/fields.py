@@ -39,6 +39,8 @@ OPTION_OF: Mapping[str, str] = {
     "storage_bytes": "--storage",
     "price_book.effective_time": "--effective",
     "instance.spec.max_cost": "--max-cost",
+    "instance.spec.max_cost.nanos": "--max-cost",
+    "instance.spec.max_cost.currency": "--max-cost",
     "quota.limits.gpu_milli": "--gpu",
     "quota.limits.cpu_milli": "--cpu",
     "quota.limits.memory_bytes": "--memory",

@@ -363,6 +363,26 @@ async def test_an_executor_that_starts_again_adopts_what_runs_and_dates_what_end
         await stage.stated("WorkloadFinished", 2)
 
 
+async def test_what_was_wanted_again_while_the_executor_was_away_comes_when_it_starts(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    said = work("sleep", "600")
+    said.groups[0].replicas = 2
+    async with executing(database, nats_server, tmp_path / "home", stays=True) as stage:
+        await stage.say(admitted(said, 2))
+        await stage.stated("ReplicaStarted", 2)
+        # It may have told the replica to end, or not: it is away from here on.
+        await stage.say(admitted(said, 1))
+        await stage.stated("ReplicaDraining")
+    async with executing(database, nats_server, tmp_path / "home") as stage:
+        await stage.say(admitted(said, 2))
+        (gone,) = await stage.stated("ReplicaReleased")
+        *_, again = await stage.stated("ReplicaStarted", 3)
+        assert again.stream != gone.stream
+        assert [one.stream for one in await stage.stated("ReplicaDraining")] == [gone.stream]
+        assert "WorkloadFinished" not in await stage.names()
+
+
 async def test_a_command_runs_inside_and_passes_its_exit_code_on(stage: Stage) -> None:
     await stage.say(admitted(work("sleep", "600")))
     await stage.stated("ReplicaStarted")
