@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from chassis.migrations import apply, migrate
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
 from fermion.api.instances import v1 as instance_api
+from fermion.api.workload import v1 as workload
 from services.instances import aggregate as instances
 from services.instances import projection as instance_rows
 from services.projects import aggregate as projects
@@ -25,6 +27,7 @@ from services.projects import enrolment
 from services.projects import projection as project_rows
 from services.scheduler import aggregate as scheduler
 from services.scheduler import projection as queue_rows
+from services.scheduler.consumer import ClusterReports
 from tests.unit.services.instances.life import (
     HISTORIES,
     UID,
@@ -47,6 +50,7 @@ from tests.unit.services.scheduler.test_aggregate import (
     told,
     told_of_volume,
 )
+from tests.unit.services.scheduler.test_consumer import record
 
 
 class Rows:
@@ -298,3 +302,27 @@ def test_the_rows_show_every_cluster_that_was_ever_enrolled(
     known = [life.cluster(uid) for uid in CLUSTERS]
     expected = [enrolment.view(cluster) for cluster in known if cluster.uid]
     assert [project_rows.cluster(row) for row in rows] == expected
+
+
+def test_before_a_cluster_is_folded_anew_what_it_alone_had_said_is_forgotten(
+    queue_table: Rows,
+) -> None:
+    reports, said = ClusterReports(asyncio.Event()), []
+    for cluster in ("here", "there"):
+        subject = workload.Subject(workload=f"wkl_{cluster}")
+        facts: list[Message] = [
+            workload.ClusterRegistered(uid=cluster),
+            workload.NodeReported(cluster=cluster, node=workload.Node(node="n1")),
+            workload.ReplicaScheduled(uid=f"rep_{cluster}", subject=subject, node="n1"),
+            workload.VolumeBound(uid=f"vol_{cluster}", node="n1"),
+        ]
+        said += [
+            write for one in facts for write in reports.write(record(f"executor/{cluster}", one))
+        ]
+    forgotten = [*said, *reports.clear("executor/here")]
+    for statement, column in (("nodes", "node"), ("progressed", "uid")):
+        assert queue_table.after(said, statement, "here", 0)
+        assert queue_table.after(forgotten, statement, "here", 0) == []
+        kept = [row[column] for row in queue_table.after(forgotten, statement, "there", 0)]
+        assert kept == [row[column] for row in queue_table.after(said, statement, "there", 0)]
+    assert [row["uid"] for row in queue_table.after(forgotten, "all_replicas")] == ["rep_there"]
