@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# The long ones first, so that the two at a time come to their end together.
+# The long ones first, so that the three at a time come to their end together.
 TESTS := $(wildcard tests/e2e tests/integration tests/conformance tests/contract tests/unit)
 SLOW := $(wildcard tests/chaos)
 
@@ -35,7 +35,7 @@ down: setup ## Stop a platform that runs
 	@$(BIN)/fermion down
 
 test: setup ## Run the tests (a few minutes)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(TESTS)
 
 test-all: test ## Also the slow tiers
 	@[ -z "$(SLOW)" ] || $(BIN)/python -m pytest $(SLOW)

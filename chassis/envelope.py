@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from google.protobuf.descriptor import FileDescriptor
@@ -158,3 +159,9 @@ def from_meta(meta: api.Meta) -> Meta:
     return Meta(
         meta.actor, meta.request_id, meta.cause_journal, meta.cause_position, meta.traceparent
     )
+
+
+@lru_cache(maxsize=1024)
+def read_meta(data: bytes) -> Meta:
+    """Read it from its bytes; the facts of one moment mostly have the same."""
+    return from_meta(api.Meta.FromString(data))

@@ -41,7 +41,8 @@ SELECT batch, at
    AND position = $2;
 
 -- load_streams: Whole streams, oldest fact first.
-SELECT e.position, e.project, e.project_position, e.stream, e.version, e.type, e.statement, e.data, e.meta, e.at
+SELECT e.position, e.project, e.project_position, e.stream, e.version, e.type,
+       coalesce(e.statement::text, '') AS statement, e.data, e.meta, e.at
   FROM unnest($2::text[]) AS asked (stream)
  CROSS JOIN LATERAL (
        SELECT *
@@ -52,7 +53,8 @@ SELECT e.position, e.project, e.project_position, e.stream, e.version, e.type, e
        ) AS e;
 
 -- read_stream: Part of one stream, oldest first, and nothing recorded after a time.
-SELECT position, project, project_position, stream, version, type, statement, data, meta, at
+SELECT position, project, project_position, stream, version, type,
+       coalesce(statement::text, '') AS statement, data, meta, at
   FROM event
  WHERE log = $1
    AND stream = $2
@@ -62,7 +64,8 @@ SELECT position, project, project_position, stream, version, type, statement, da
  LIMIT $5;
 
 -- read_log: Facts after a position, in order.
-SELECT position, project, project_position, stream, version, type, statement, data, meta, at
+SELECT position, project, project_position, stream, version, type,
+       coalesce(statement::text, '') AS statement, data, meta, at
   FROM event
  WHERE log = $1
    AND position > $2
@@ -70,7 +73,8 @@ SELECT position, project, project_position, stream, version, type, statement, da
  LIMIT $3;
 
 -- read_project: Facts of one project after a project position, in order.
-SELECT position, project, project_position, stream, version, type, statement, data, meta, at
+SELECT position, project, project_position, stream, version, type,
+       coalesce(statement::text, '') AS statement, data, meta, at
   FROM event
  WHERE log = $1
    AND project = $2

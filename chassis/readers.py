@@ -136,8 +136,12 @@ class Folder(Protocol):
         """Full names of the types it folds; other registered ones are passed over."""
         ...
 
-    def write(self, fact: Recorded) -> Sequence[Write]:
-        """Say what becomes of the rows."""
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """
+        Say what becomes of the rows; all of it is written in one transaction.
+
+        The facts follow each other in the journal, as many as were read at one go.
+        """
         ...
 
     def clear(self, journal: str) -> Sequence[Write]:
@@ -289,7 +293,7 @@ class Reader:
             for place, row in enumerate(rows):
                 fact = from_record(api.Record.FromString(row["record"]), self._registry)
                 try:
-                    if self._unusable(fact) is not None:
+                    if fact.message is None:
                         return handled, len(rows) - place
                     await self._retry_one(fact)
                 except Overtaken as error:
@@ -444,17 +448,20 @@ class Reader:
                 group = Group()
                 if await self._park(fact, BEHIND, parking):
                     continue
-            reason = self._unusable(fact)
-            if reason is not None:
+            if fact.message is None:
                 await self._flush(group, parking)
                 group = Group()
-                await self._park(fact, reason, parking)
+                await self._park(fact, self._unusable(fact), parking)
                 continue
             if fact.type not in self._handles:
                 group.skip(fact)
                 continue
+            if self._decider is None:
+                # A page is folded at one go: no fact of it has to see what another one does.
+                group.add(fact, ())
+                continue
             try:
-                reactions = await self._react(fact)
+                reactions = await self._react(fact, self._decider)
             except WAITS:
                 raise
             except Exception as error:
@@ -472,11 +479,9 @@ class Reader:
             group.add(fact, reactions)
         await self._flush(group, parking)
 
-    async def _react(self, fact: Recorded) -> Sequence[Reaction]:
-        if self._decider is None:
-            return ()
+    async def _react(self, fact: Recorded, decider: Consumer) -> Sequence[Reaction]:
         try:
-            reactions = await self._decider.react(fact)
+            reactions = await decider.react(fact)
         except LOST as error:
             raise unavailable(error) from error
         about = {reaction.streams[0] for reaction in reactions}
@@ -484,9 +489,8 @@ class Reader:
             raise ValueError(f"{self.name} reacts twice on one stream to one {fact.type}")
         return reactions
 
-    def _unusable(self, fact: Recorded) -> str | None:
-        if fact.message is not None:
-            return None
+    def _unusable(self, fact: Recorded) -> str:
+        """Why a fact without a message has none."""
         if fact.type in self._registry.classes:
             return f"{UNREADABLE}: {len(fact.data)} bytes are not a {fact.type}"
         return f"{UNKNOWN_TYPE}: {fact.type} is not known to this process"
@@ -584,8 +588,8 @@ class Reader:
 
     async def _fold(self, group: Group, folder: Folder) -> None:
         """Write rows and checkpoint in one transaction."""
-        handled = group.handled
-        writes = [write for fact, _ in handled for write in folder.write(fact)]
+        handled = [fact for fact, _ in group.handled]
+        writes = folder.write(handled) if handled else ()
         async with self._transaction() as connection:
             await self._hold(connection, group.after)
             await execute_writes(connection, self._queries, writes)
@@ -661,9 +665,10 @@ class Reader:
         unpark = Unpark(self.name, self.feed.journal, fact.position)
         handles = fact.type in self._handles
         if self._folder is not None:
-            await self._refold(self._folder.write(fact) if handles else (), unpark)
-        else:
-            await self._say([(fact, await self._react(fact) if handles else ())], None, unpark)
+            await self._refold(self._folder.write([fact]) if handles else (), unpark)
+        elif self._decider is not None:
+            reactions = await self._react(fact, self._decider) if handles else ()
+            await self._say([(fact, reactions)], None, unpark)
 
     async def _refold(self, writes: Sequence[Write], unpark: Unpark) -> None:
         """Write a parked fact's rows and take it out of the parking, in one transaction."""

@@ -13,7 +13,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.commit import Committer, Observer
-from chassis.envelope import Recorded, Registry, from_meta
+from chassis.envelope import Recorded, Registry, read_meta
 from chassis.journal import (
     Book,
     Command,
@@ -206,7 +206,7 @@ class PostgresJournal:
         return found if isinstance(found, int) else 0
 
     def _record(self, row: Record) -> api.Record:
-        statement, since = row["statement"], row["at"] - EPOCH
+        since = row["at"] - EPOCH
         return api.Record(
             journal=self._name,
             epoch=self._epoch,
@@ -216,7 +216,7 @@ class PostgresJournal:
             stream=row["stream"],
             version=row["version"],
             type=row["type"],
-            statement="" if statement is None else str(statement),
+            statement=row["statement"],
             data=row["data"],
             meta=api.Meta.FromString(row["meta"]),
             record_time=Timestamp(
@@ -225,19 +225,20 @@ class PostgresJournal:
         )
 
     def _recorded(self, row: Record) -> Recorded:
-        statement = row["statement"]
+        # In the order of the columns: finding each by name would cost as much as the rest.
+        position, project, place, stream, version, name, statement, data, meta, at = row
         return Recorded(
-            journal=self._name,
-            epoch=self._epoch,
-            position=row["position"],
-            project=row["project"],
-            project_position=row["project_position"],
-            stream=row["stream"],
-            version=row["version"],
-            type=row["type"],
-            statement="" if statement is None else str(statement),
-            data=row["data"],
-            meta=from_meta(api.Meta.FromString(row["meta"])),
-            record_time=row["at"],
-            message=self.registry.decode(row["type"], row["data"]),
+            self._name,
+            self._epoch,
+            position,
+            project,
+            place,
+            stream,
+            version,
+            name,
+            statement,
+            data,
+            read_meta(meta),
+            at,
+            self.registry.decode(name, data),
         )

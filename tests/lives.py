@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -92,6 +93,22 @@ def lives(count: int, start_ms: int, projects: int = 1) -> Iterator[Message]:
                 cluster=CLUSTER, until_time=stamp(said_ms), except_replicas=[replica(whose)]
             )
             yield workload.Watermark(cluster=CLUSTER, through_time=stamp(said_ms))
+
+
+def side_by_side(facts: Iterator[Message], at_once: int = 2000) -> Iterator[Message]:
+    """The same in the order of time, so that what lives at once is told at once; among so many."""
+    ahead = sorted(itertools.islice(facts, at_once), key=_when)
+    while ahead:
+        yield from ahead[: at_once // 2]
+        ahead = sorted([*ahead[at_once // 2 :], *itertools.islice(facts, at_once // 2)], key=_when)
+
+
+def _when(fact: Message) -> tuple[int, int]:
+    match fact:
+        case workload.Watermark(through_time=at) | workload.ProofOfLife(until_time=at):
+            return at.seconds, at.nanos
+    seen: workload.Witness = fact.witness  # type: ignore[attr-defined]
+    return seen.occurred_time.seconds, seen.occurred_time.nanos
 
 
 def _life(number: int, whose: workload.Subject, at: int, ends: bool) -> Iterator[Message]:

@@ -26,7 +26,7 @@ from chassis.store import PostgresJournal
 from fermion.api.billing.v1 import events_pb2 as billing_events
 from fermion.api.journal.v1 import events_pb2 as journal_events
 from fermion.api.workload.v1 import events_pb2 as workload_events
-from services.billing.consumer import Meter, writes
+from services.billing.consumer import Meter
 from services.billing.wiring import TARGET
 from services.executor import aggregate as executor
 from tests.sample import lease_of, running
@@ -74,16 +74,16 @@ class Metering:
         """All that it has stated."""
         return (await self.executor.read(0, 10_000_000)).records
 
-    def reader(self, meter: Meter | None = None) -> Reader:
-        """A reader of the journal that nothing runs yet."""
+    def reader(self, meter: Meter | None = None, feed: Feed | None = None) -> Reader:
+        """A reader of the journal, from its log where nothing else is said, that nothing runs yet."""
         held = lease_of(self.database, "reader")
-        feed = Feed(JOURNAL, LocalLog(self.executor), None, SAYS)
+        feed = feed or Feed(JOURNAL, LocalLog(self.executor), None, SAYS)
         return Reader(meter or Meter(), feed, self.billing, self.database, QUERIES, held, SAYS)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Reader]:
+    async def reading(self, feed: Feed | None = None) -> AsyncIterator[Reader]:
         """Run a reader beside the body."""
-        reader = self.reader()
+        reader = self.reader(feed=feed)
         async with running(reader._lease.run(), reader.run()):
             yield reader
 
@@ -104,9 +104,7 @@ async def fold_straight(database: Database, facts: Iterable[Recorded]) -> Rows:
         try:
             for name in TABLES:
                 await connection.execute(f"DELETE FROM {name}")
-            await execute_writes(
-                connection, QUERIES, [write for fact in facts for write in writes(fact)]
-            )
+            await execute_writes(connection, QUERIES, Meter().write(list(facts)))
             return {
                 name: [
                     tuple(row)

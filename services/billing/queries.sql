@@ -10,97 +10,138 @@ VALUES ($1, NOT $2, $2)
 UPDATE cluster
    SET enrolled = false, retired = false;
 
--- schedule_replica: Know whose a replica is, and since when it is bound.
+-- keep_replicas: Know of replicas whose they are, and since when they are bound, told to end, and gone.
 INSERT INTO replica AS r (
     uid, cluster, project, owner, owner_uid, kind, user_uid, workload, attempt, role, rank, purchase,
-    labels, gpu_type, gpu_milli, cpu_milli, memory_bytes, limit_nanos, limit_currency,
-    subject_position, scheduled_ms, scheduled_position, scheduled_evidence
+    labels, gpu_type, gpu_milli, cpu_milli, memory_bytes, limit_nanos, limit_currency, subject_position,
+    scheduled_ms, scheduled_position, scheduled_evidence, drain_ms, drain_cause, drain_position,
+    drain_evidence, released_ms, released_position, released_evidence
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-        $21, $22, $23)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[],
+       $8::text[], $9::integer[], $10::text[], $11::integer[], $12::integer[], $13::jsonb[],
+       $14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::text[],
+       $20::bigint[], $21::bigint[], $22::bigint[], $23::integer[], $24::bigint[], $25::integer[],
+       $26::bigint[], $27::integer[], $28::bigint[], $29::bigint[], $30::integer[]
+       )
     ON CONFLICT (uid) DO UPDATE
+   -- Of two that say whose it is, what was said first.
    SET (owner, owner_uid, kind, user_uid, workload, attempt, role, rank, purchase, labels, gpu_type,
         gpu_milli, cpu_milli, memory_bytes, limit_nanos, limit_currency, subject_position)
-       = (EXCLUDED.owner, EXCLUDED.owner_uid, EXCLUDED.kind, EXCLUDED.user_uid, EXCLUDED.workload,
-          EXCLUDED.attempt, EXCLUDED.role, EXCLUDED.rank, EXCLUDED.purchase, EXCLUDED.labels,
-          EXCLUDED.gpu_type, EXCLUDED.gpu_milli, EXCLUDED.cpu_milli, EXCLUDED.memory_bytes,
-          EXCLUDED.limit_nanos, EXCLUDED.limit_currency, EXCLUDED.subject_position),
-       scheduled_ms = coalesce(EXCLUDED.scheduled_ms, r.scheduled_ms),
-       scheduled_position = coalesce(EXCLUDED.scheduled_position, r.scheduled_position),
-       scheduled_evidence = coalesce(EXCLUDED.scheduled_evidence, r.scheduled_evidence)
- WHERE r.subject_position IS NULL
-    OR r.subject_position >= EXCLUDED.subject_position
-    OR EXCLUDED.scheduled_position IS NOT NULL;
+       = (SELECT w.*
+            FROM (VALUES (r.owner, r.owner_uid, r.kind, r.user_uid, r.workload, r.attempt, r.role,
+                          r.rank, r.purchase, r.labels, r.gpu_type, r.gpu_milli, r.cpu_milli,
+                          r.memory_bytes, r.limit_nanos, r.limit_currency, r.subject_position),
+                         (EXCLUDED.owner, EXCLUDED.owner_uid, EXCLUDED.kind, EXCLUDED.user_uid,
+                          EXCLUDED.workload, EXCLUDED.attempt, EXCLUDED.role, EXCLUDED.rank,
+                          EXCLUDED.purchase, EXCLUDED.labels, EXCLUDED.gpu_type, EXCLUDED.gpu_milli,
+                          EXCLUDED.cpu_milli, EXCLUDED.memory_bytes, EXCLUDED.limit_nanos,
+                          EXCLUDED.limit_currency, EXCLUDED.subject_position)
+                 ) AS w (owner, owner_uid, kind, user_uid, workload, attempt, role, rank, purchase,
+                         labels, gpu_type, gpu_milli, cpu_milli, memory_bytes, limit_nanos,
+                         limit_currency, subject_position)
+           ORDER BY w.subject_position
+           LIMIT 1),
+       scheduled_ms = coalesce(r.scheduled_ms, EXCLUDED.scheduled_ms),
+       scheduled_position = coalesce(r.scheduled_position, EXCLUDED.scheduled_position),
+       scheduled_evidence = coalesce(r.scheduled_evidence, EXCLUDED.scheduled_evidence),
+       drain_ms = coalesce(r.drain_ms, EXCLUDED.drain_ms),
+       drain_cause = coalesce(r.drain_cause, EXCLUDED.drain_cause),
+       drain_position = coalesce(r.drain_position, EXCLUDED.drain_position),
+       drain_evidence = coalesce(r.drain_evidence, EXCLUDED.drain_evidence),
+       released_ms = coalesce(r.released_ms, EXCLUDED.released_ms),
+       released_position = coalesce(r.released_position, EXCLUDED.released_position),
+       released_evidence = coalesce(r.released_evidence, EXCLUDED.released_evidence);
 
--- start_run: Know when a run began.
-INSERT INTO run (replica, run, start_ms, start_position, start_evidence)
-VALUES ($1, $2, $3, $4, $5)
+-- keep_runs: Know when runs began and ended.
+INSERT INTO run AS r (replica, run, start_ms, start_position, start_evidence, end_ms, end_position, end_evidence)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::integer[], $6::bigint[], $7::bigint[],
+       $8::integer[]
+       )
     ON CONFLICT (replica, run) DO UPDATE
-   SET start_ms = $3, start_position = $4, start_evidence = $5;
+   SET start_ms = coalesce(r.start_ms, EXCLUDED.start_ms),
+       start_position = coalesce(r.start_position, EXCLUDED.start_position),
+       start_evidence = coalesce(r.start_evidence, EXCLUDED.start_evidence),
+       end_ms = coalesce(r.end_ms, EXCLUDED.end_ms),
+       end_position = coalesce(r.end_position, EXCLUDED.end_position),
+       end_evidence = coalesce(r.end_evidence, EXCLUDED.end_evidence);
 
--- end_run: Know when a run ended.
-INSERT INTO run (replica, run, end_ms, end_position, end_evidence)
-VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (replica, run) DO UPDATE
-   SET end_ms = $3, end_position = $4, end_evidence = $5;
-
--- drain_replica: Know when a replica was told to end, and why.
-INSERT INTO replica (uid, cluster, project, drain_ms, drain_cause, drain_position, drain_evidence)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-    ON CONFLICT (uid) DO UPDATE
-   SET drain_ms = $4, drain_cause = $5, drain_position = $6, drain_evidence = $7;
-
--- release_replica: Know when a replica was gone for good.
-INSERT INTO replica (uid, cluster, project, released_ms, released_position, released_evidence)
-VALUES ($1, $2, $3, $4, $5, $6)
-    ON CONFLICT (uid) DO UPDATE
-   SET released_ms = $4, released_position = $5, released_evidence = $6;
-
--- lose_replica: Know since when nobody knows whether a replica lives.
-INSERT INTO gap (replica, n, lost_ms, lost_position, lost_evidence)
-VALUES ($1, $2, $3, $4, $5)
+-- keep_gaps: Know since when nobody knew whether replicas lived, and since when somebody does.
+INSERT INTO gap AS r (replica, n, lost_ms, lost_position, lost_evidence, found_ms, found_position, found_evidence)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::integer[], $6::bigint[], $7::bigint[],
+       $8::integer[]
+       )
     ON CONFLICT (replica, n) DO UPDATE
-   SET lost_ms = $3, lost_position = $4, lost_evidence = $5;
+   SET lost_ms = coalesce(r.lost_ms, EXCLUDED.lost_ms),
+       lost_position = coalesce(r.lost_position, EXCLUDED.lost_position),
+       lost_evidence = coalesce(r.lost_evidence, EXCLUDED.lost_evidence),
+       found_ms = coalesce(r.found_ms, EXCLUDED.found_ms),
+       found_position = coalesce(r.found_position, EXCLUDED.found_position),
+       found_evidence = coalesce(r.found_evidence, EXCLUDED.found_evidence);
 
--- find_replica: Know since when a replica is known to live after all.
-INSERT INTO gap (replica, n, found_ms, found_position, found_evidence)
-VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (replica, n) DO UPDATE
-   SET found_ms = $3, found_position = $4, found_evidence = $5;
+-- keep_volumes: Know of volumes whose they are, since when they are there, and since when gone.
+INSERT INTO volume AS r (
+    uid, cluster, project, owner, owner_uid, kind, user_uid, purchase, labels, storage_bytes, bound_ms,
+    bound_position, bound_evidence, deleted_ms, deleted_position, deleted_evidence
+)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[],
+       $8::integer[], $9::jsonb[], $10::bigint[], $11::bigint[], $12::bigint[], $13::integer[],
+       $14::bigint[], $15::bigint[], $16::integer[]
+       )
+    ON CONFLICT (uid) DO UPDATE
+   SET owner = coalesce(r.owner, EXCLUDED.owner),
+       owner_uid = coalesce(r.owner_uid, EXCLUDED.owner_uid),
+       kind = coalesce(r.kind, EXCLUDED.kind),
+       user_uid = coalesce(r.user_uid, EXCLUDED.user_uid),
+       purchase = coalesce(r.purchase, EXCLUDED.purchase),
+       labels = coalesce(r.labels, EXCLUDED.labels),
+       storage_bytes = coalesce(r.storage_bytes, EXCLUDED.storage_bytes),
+       bound_ms = coalesce(r.bound_ms, EXCLUDED.bound_ms),
+       bound_position = coalesce(r.bound_position, EXCLUDED.bound_position),
+       bound_evidence = coalesce(r.bound_evidence, EXCLUDED.bound_evidence),
+       deleted_ms = coalesce(r.deleted_ms, EXCLUDED.deleted_ms),
+       deleted_position = coalesce(r.deleted_position, EXCLUDED.deleted_position),
+       deleted_evidence = coalesce(r.deleted_evidence, EXCLUDED.deleted_evidence);
 
--- change_replica: Know other labels or resources of a replica, from a moment on.
-INSERT INTO change (replica, resized, n, at_ms, position, evidence, labels, gpu_type, gpu_milli,
-                    cpu_milli, memory_bytes)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+-- keep_changes: Know other labels or resources of replicas, from a moment on.
+INSERT INTO change (replica, resized, n, at_ms, position, evidence, labels, gpu_type, gpu_milli, cpu_milli, memory_bytes)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::boolean[], $3::integer[], $4::bigint[], $5::bigint[], $6::integer[], $7::jsonb[],
+       $8::text[], $9::bigint[], $10::bigint[], $11::bigint[]
+       )
     ON CONFLICT (replica, resized, n) DO NOTHING;
 
--- correct_run: Know that what was said of a run was wrong.
+-- keep_corrections: Know that what was said of runs was wrong.
 INSERT INTO correction (replica, n, run, start_ms, end_ms, at_ms, position, evidence)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::integer[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+       $8::integer[]
+       )
     ON CONFLICT (replica, n) DO NOTHING;
 
--- miss_runs: Know that runs were missed; they cost nothing.
+-- keep_missed: Know that runs were missed; they cost nothing.
 INSERT INTO missed (replica, from_run, to_run, from_ms, to_ms, position, evidence)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::integer[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::integer[]
+       )
     ON CONFLICT (replica, from_run) DO NOTHING;
 
--- bind_volume: Know whose a volume is, and since when it is there.
-INSERT INTO volume (uid, cluster, project, owner, owner_uid, kind, user_uid, purchase, labels,
-                    storage_bytes, bound_ms, bound_position, bound_evidence)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-    ON CONFLICT (uid) DO UPDATE
-   SET (owner, owner_uid, kind, user_uid, purchase, labels, storage_bytes, bound_ms, bound_position,
-        bound_evidence) = ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
-
--- delete_volume: Know since when a volume is gone.
-INSERT INTO volume (uid, cluster, project, deleted_ms, deleted_position, deleted_evidence)
-VALUES ($1, $2, $3, $4, $5, $6)
-    ON CONFLICT (uid) DO UPDATE
-   SET deleted_ms = $4, deleted_position = $5, deleted_evidence = $6;
-
--- finish_workload: Know that nothing of a workload will run any more.
+-- keep_finished: Know that nothing of some workloads will run any more.
 INSERT INTO finished (workload, cluster, project, at_ms, position)
-VALUES ($1, $2, $3, $4, $5)
+SELECT *
+  FROM unnest(
+       $1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[]
+       )
     ON CONFLICT (workload) DO NOTHING;
 
 -- prove: Know that every open run of a cluster was alive then, but those named.

@@ -35,9 +35,12 @@ class Wants:
         self.told = asyncio.Event()
         self._cluster = cluster
 
-    def write(self, fact: Recorded) -> Sequence[Write]:
-        """Choose the write of one fact; what is said of other clusters is none of ours."""
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Choose a write a fact; what is said of other clusters is none of ours."""
         self.told.set()
+        return [write for fact in facts for write in self._writes(fact)]
+
+    def _writes(self, fact: Recorded) -> Sequence[Write]:
         match fact.message:
             case api.WorkloadAdmitted(workload=work) as said if said.cluster == self._cluster:
                 replicas = json.dumps(dict(said.replicas), sort_keys=True)

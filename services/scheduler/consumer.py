@@ -103,9 +103,12 @@ class Limits:
     def __init__(self, told: asyncio.Event) -> None:
         self._told = told
 
-    def write(self, fact: Recorded) -> Sequence[Write]:
-        """Choose the write of one fact."""
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Choose the writes of each fact."""
         self._told.set()
+        return [write for fact in facts for write in self._writes(fact)]
+
+    def _writes(self, fact: Recorded) -> Sequence[Write]:
         match fact.message:
             case projects.ProjectCreated() as said:
                 return [Write("know_project", said.project, (said.project, said.uid))]
@@ -155,9 +158,12 @@ class ClusterReports:
     def __init__(self, told: asyncio.Event) -> None:
         self._told = told
 
-    def write(self, fact: Recorded) -> Sequence[Write]:
-        """Choose the writes of one fact."""
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Choose the writes of each fact."""
         self._told.set()
+        return [write for fact in facts for write in self._writes(fact)]
+
+    def _writes(self, fact: Recorded) -> Sequence[Write]:
         cluster = fact.journal.partition("/")[2]
         match fact.message:
             case workload.ClusterRegistered(uid=uid, capabilities=can):

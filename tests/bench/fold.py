@@ -13,13 +13,14 @@ from typing import Final, get_args
 
 from google.protobuf.message import Message
 
+from chassis.bus import Bus
 from chassis.clock import SystemClock, milliseconds
 from chassis.commit import execute_writes
 from chassis.envelope import Meta, Recorded
-from chassis.feed import PAGE_MAX
+from chassis.feed import Feed
 from chassis.journal import Command
 from chassis.lease import Lease
-from chassis.remote import LocalLog
+from chassis.relay import Relay
 from fermion.api.billing import v1 as api
 from fermion.api.billing.v1.service_pb2_grpc import CostServiceStub
 from fermion.api.projects import v1 as projects
@@ -28,18 +29,21 @@ from fermion.api.workload import v1 as workload
 from services.billing import accounts, metering, rating
 from services.billing.accounts import Accounts, Question
 from services.billing.config import Settings
-from services.billing.consumer import METERED, writes
+from services.billing.consumer import METERED, Meter
 from services.billing.metering import ReplicaFact, Said, VolumeFact
 from services.billing.settler import Settler
 from services.billing.wiring import TARGET as BILLING
 from services.executor import aggregate as executor
 from services.projects.wiring import TARGET as PROJECTS
+from tests.bench.relay import fetch, raw
 from tests.bench.row import Row, interleaved, ratio
 from tests.integration.platform import Platform, running
 from tests.integration.voices import Voice, enrol
-from tests.lives import HOUR_MS, begun, lives, subject
-from tests.meter import JOURNAL, QUERIES, TABLES, Metering
+from tests.lives import HOUR_MS, begun, lives, side_by_side, subject
+from tests.meter import JOURNAL, QUERIES, SAYS, TABLES, Metering
 from tests.meter import metering as metering_on
+from tests.sample import Gate, bus_of, lease_of, until
+from tests.sample import running as beside
 from tests.servers import CLUSTER, NatsServer
 from tests.unit.services.billing.life import NOON_MS, price_book, stamp
 
@@ -53,40 +57,69 @@ REPEATS: Final = 20
 RATE: Final = 400
 SECONDS: Final = 15.0
 GOAL_SECONDS: Final = 1.0
+FOLD_GOAL: Final = 0.75
+REPLAY_GOAL: Final = 300_000
 META: Final = Meta("service:executor")
 
 
 async def rounds(dsns: Sequence[str], nats: NatsServer, home: Path) -> list[Row]:
     """Measure on three empty databases, and a NATS that knows the cluster of the tests."""
     folding, living, growing = dsns
-    return [*await folded(folding), *await lag(living, nats, home), *await growth(growing, SIZES)]
+    return [
+        *await folded(folding, nats),
+        *await lag(living, nats, home),
+        *await growth(growing, SIZES),
+    ]
 
 
-async def folded(dsn: str) -> list[Row]:
-    """Fold a journal durably, against the same pages fetched and left alone, and by the pure fold."""
-    async with metering_on(dsn) as tables:
-        said = lives(FACTS, NOON_MS, PROJECTS_MAX)
+async def folded(dsn: str, nats: NatsServer) -> list[Row]:
+    """Fold a journal durably, from its stream and from its log, beside a fetch and no fold."""
+    async with metering_on(dsn) as tables, raw(nats, "executor") as client:
+        await tables.billing.append(Command((api.PricesPublished(price_book=price_book()),), META))
+        said = side_by_side(lives(FACTS, NOON_MS, PROJECTS_MAX))
         for _ in range(0, FACTS, 500):
             await tables.say(itertools.islice(said, 500))
-        found = await interleaved(
-            {
-                "raw fetch": lambda: _fetch(tables),
-                "meter": lambda: _meter(tables),
-                "pure": lambda: _pure(tables),
-            },
-            ROUNDS,
-        )
+        sender, reader = bus_of(nats, "executor"), bus_of(nats, "billing")
+        async with beside(sender.run(), reader.run()):
+            assert await sender.wait_ready(10)
+            assert await reader.wait_ready(10)
+            await _relay(tables, sender)
+            stream = Feed(JOURNAL, Gate(tables.executor, away=True), reader, SAYS)
+            found = await interleaved(
+                {
+                    "raw fetch": lambda: fetch(client, JOURNAL, FACTS),
+                    "stream": lambda: _meter(tables, stream),
+                    "log": lambda: _meter(tables),
+                    "bill": lambda: _bill(tables),
+                    "pure": lambda: _pure(tables),
+                },
+                ROUNDS,
+            )
+    against = (
+        f"nats-py's fetch of them without a fold, {statistics.median(found['raw fetch']):,.0f}/s"
+    )
     return [
         Row(
-            "P3 meter",
-            "lives of replicas, journal to slots and checkpoint",
-            statistics.median(found["meter"]),
+            f"P3 {name}",
+            f"lives of replicas, {path} to slots and checkpoint",
+            statistics.median(found[path]),
             "facts/s",
-            f"the same pages fetched and left alone, {statistics.median(found['raw fetch']):,.0f}/s",
-            ratio(found["meter"], found["raw fetch"]),
-        ),
+            against,
+            ratio(found[path], found["raw fetch"]),
+            FOLD_GOAL,
+        )
+        for name, path in (("meter", "stream"), ("catch up", "log"))
+    ] + [
         Row(
             "P3 replay",
+            "the whole bill again, from slots to lines",
+            statistics.median(found["bill"]),
+            "facts/s",
+            f"the goal, {REPLAY_GOAL:,}/s",
+            statistics.median(found["bill"]) / REPLAY_GOAL,
+        ),
+        Row(
+            "P3 pure",
             "the pure fold of the same facts in memory",
             statistics.median(found["pure"]),
             "facts/s",
@@ -94,21 +127,37 @@ async def folded(dsn: str) -> list[Row]:
     ]
 
 
-async def _fetch(tables: Metering) -> float:
-    log, position = LocalLog(tables.executor), 0
-    began = time.perf_counter()
-    while position < FACTS:
-        position = (await log.read(position, PAGE_MAX)).records[-1].position
-    return FACTS / (time.perf_counter() - began)
+async def _relay(tables: Metering, bus: Bus) -> None:
+    """Publish the whole journal."""
+    lease = lease_of(tables.executor.database, "relay")
+    await bus.delete_stream(JOURNAL)
+    await bus.create_stream(JOURNAL, 1)
+    relay = Relay(tables.executor, bus, lease)
+    async with beside(lease.run(), relay.run()):
+        await until(lambda: relay.position >= FACTS, "all is published")
 
 
-async def _meter(tables: Metering) -> float:
+async def _meter(tables: Metering, feed: Feed | None = None) -> float:
     await tables.database.execute(f"TRUNCATE {', '.join(TABLES)}")
     await tables.database.execute("DELETE FROM checkpoint")
     began = time.perf_counter()
-    async with tables.reading() as reader:
+    async with tables.reading(feed) as reader:
         assert await reader.reached(FACTS, 120)
         return FACTS / (time.perf_counter() - began)
+
+
+async def _bill(tables: Metering) -> float:
+    """Compute every line of everybody's bill from what was folded before."""
+    await _look_from(tables, FACTS)
+    books = Accounts(tables.database, QUERIES)
+    always = Question(NOON_MS - 24 * HOUR_MS, NOON_MS + 30 * 24 * HOUR_MS)
+    began = time.perf_counter()
+    look = await books.look(None)
+    rows = await books.lines(always, look)
+    lines = rating.lines("all", [accounts.quantity(row) for row in rows], look.books)
+    took = time.perf_counter() - began
+    assert sum(line.amount_nanos for line in lines) > 0
+    return FACTS / took
 
 
 async def _pure(tables: Metering) -> float:
@@ -305,7 +354,7 @@ async def _fold(tables: Metering, before: int, facts: Iterable[Message]) -> None
         for position, fact in enumerate(facts, start=before + 1)
     ]
     async with tables.database.connection() as connection, connection.transaction():
-        await execute_writes(connection, QUERIES, [write for one in said for write in writes(one)])
+        await execute_writes(connection, QUERIES, Meter().write(said))
 
 
 async def _look_from(tables: Metering, position: int) -> None:

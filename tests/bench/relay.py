@@ -34,7 +34,7 @@ async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
     async with (
         serving(dsn, server, "other", relayed=False) as other,
         serving(dsn, server, "sample", relayed=False) as sample,
-        _raw(server) as client,
+        raw(server, "other") as client,
     ):
         for first in range(0, FACTS, 500):
             await other.say(*(asked(f"inst_{first + number}") for number in range(500)))
@@ -45,7 +45,7 @@ async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
             {
                 "raw batches": lambda: _publish(other, client, facts),
                 "relay": lambda: _relay(other),
-                "raw fetch": lambda: _fetch(client),
+                "raw fetch": lambda: fetch(client, JOURNAL, FACTS),
                 "reader": lambda: _read(other, sample),
             },
             ROUNDS,
@@ -73,9 +73,12 @@ async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
 
 
 @asynccontextmanager
-async def _raw(server: NatsServer) -> AsyncIterator[Client]:
+async def raw(server: NatsServer, service: str) -> AsyncIterator[Client]:
+    """A client of nats-py's own, with a service's key."""
     client = await nats.connect(
-        server.url, nkeys_seed=str(server.keys / "other.nk"), inbox_prefix=b"_INBOX_other"
+        server.url,
+        nkeys_seed=str(server.keys / f"{service}.nk"),
+        inbox_prefix=f"_INBOX_{service}".encode(),
     )
     try:
         yield client
@@ -117,18 +120,18 @@ async def _relay(other: Service) -> float:
         return FACTS / (time.perf_counter() - began)
 
 
-async def _fetch(client: Client) -> float:
-    """Fetch the whole stream and do nothing with it."""
+async def fetch(client: Client, journal: str, count: int) -> float:
+    """Fetch so many facts of a journal's stream and do nothing with them."""
     context = client.jetstream()
     consumer = await context.add_consumer(
-        stream_name(JOURNAL), ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True)
+        stream_name(journal), ConsumerConfig(ack_policy=AckPolicy.NONE, mem_storage=True)
     )
-    subscription = await context.pull_subscribe_bind(consumer.name, stream_name(JOURNAL))
+    subscription = await context.pull_subscribe_bind(consumer.name, stream_name(journal))
     began = time.perf_counter()
     got = 0
-    while got < FACTS:
+    while got < count:
         got += len(await subscription.fetch(FETCH, timeout=5))
-    rate = FACTS / (time.perf_counter() - began)
+    rate = count / (time.perf_counter() - began)
     await subscription.unsubscribe()
     return rate
 
@@ -137,7 +140,7 @@ async def _read(other: Service, sample: Service) -> float:
     """Count every fact of the stream into rows, the log being out of reach."""
     await sample.database.execute("DELETE FROM checkpoint")
     began = time.perf_counter()
-    async with reading(sample, Tallies(), Gate(other, away=True), sample.bus) as reader:
+    async with reading(sample, Tallies(), Gate(other.journal, away=True), sample.bus) as reader:
         assert await reader.reached(FACTS, 60)
         return FACTS / (time.perf_counter() - began)
 

@@ -58,7 +58,7 @@ async def at_rest(
     async with (
         serving(database, nats_server, "other", relayed=relayed) as other,
         serving(database, nats_server, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
     ):
         await reached(reader, other)
         assert await other.bus.wait_ready(5)

@@ -11,7 +11,7 @@ from typing import Any
 from chassis.commit import execute_writes
 from chassis.envelope import Recorded
 from fermion.api.workload import v1 as workload
-from services.billing.consumer import writes
+from services.billing.consumer import Meter
 from tests.lives import begun, lives, subject
 from tests.meter import QUERIES, Metering, fold_straight, metering, rows_of
 from tests.sample import running
@@ -152,7 +152,7 @@ async def _say_elsewhere(tables: Metering) -> Sequence[Recorded]:
         for position, fact in enumerate(facts, start=1)
     ]
     async with tables.database.connection() as connection, connection.transaction():
-        await execute_writes(connection, QUERIES, [write for one in said for write in writes(one)])
+        await execute_writes(connection, QUERIES, Meter().write(said))
     return said
 
 

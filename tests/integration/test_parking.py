@@ -58,7 +58,7 @@ async def test_a_fact_that_raises_is_parked_with_what_follows_it_and_the_others_
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, consumer({"bad"}), Gate(other)) as reader,
+        reading(sample, consumer({"bad"}), Gate(other.journal)) as reader,
     ):
         await other.say(asked("good"), asked("bad"), beside("bad"), asked("good", 2))
         await other.say(asked("bad", 2), asked("new"))
@@ -85,7 +85,7 @@ async def test_a_retry_handles_a_stream_in_order_and_sets_it_free(
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         await other.say(asked("bad"), beside("bad"), asked("bad", 2), asked("good"))
         await reached(reader, other)
@@ -112,7 +112,7 @@ async def test_a_retry_while_facts_of_the_stream_come_in_keeps_their_order(
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         for attempt in range(1, 31):
             await other.say(asked("bad", attempt))
@@ -139,7 +139,7 @@ async def test_two_operators_that_retry_the_same_stream_do_nothing_twice(databas
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         await other.say(*(asked("bad", attempt) for attempt in range(1, 21)))
         await reached(reader, other)
@@ -160,11 +160,11 @@ async def test_a_retry_in_a_process_that_does_not_read_frees_the_stream_for_the_
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as holder,
+        reading(sample, broken, Gate(other.journal)) as holder,
     ):
         await other.say(asked("bad"))
         await reached(holder, other)
-        async with reading(sample, Answers(), Gate(other)) as idle:
+        async with reading(sample, Answers(), Gate(other.journal)) as idle:
             assert await idle.retry("instance/bad") == (1, 0)
         broken.broken.clear()
         await other.say(asked("bad", 2))
@@ -180,7 +180,7 @@ async def test_a_fact_that_is_given_up_is_a_fact_and_what_was_behind_it_comes_ou
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         await other.say(asked("bad"), asked("bad", 2))
         await reached(reader, other)
@@ -228,7 +228,7 @@ async def test_what_is_given_up_or_resumed_again_with_one_request_is_one_fact(
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         await other.say(*(asked(uid) for uid in sorted(broken.broken)))
         await until(lambda: reader.halted, "the reader halts")
@@ -282,12 +282,12 @@ async def test_a_reader_that_fails_on_most_of_a_page_halts_until_an_operator_res
         serving(database, None, "sample") as sample,
     ):
         await other.say(*(asked(uid) for uid in sorted(bad)))
-        async with reading(sample, consumer(bad), Gate(other)) as reader:
+        async with reading(sample, consumer(bad), Gate(other.journal)) as reader:
             await until(lambda: reader.halted, "the reader halts")
             assert reader.position == 21
             assert f"{reader.name} halted" in caplog.text
         repaired = consumer()
-        async with reading(sample, repaired, Gate(other)) as reader:
+        async with reading(sample, repaired, Gate(other.journal)) as reader:
             await until(lambda: reader.halted, "a restart changes nothing")
             await resume(
                 sample.journal, sample.database, reader=reader.name, source=JOURNAL, meta=META
@@ -311,7 +311,7 @@ async def test_a_reader_with_too_many_parked_streams_halts(database: str) -> Non
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, Answers(bad), Gate(other)) as reader,
+        reading(sample, Answers(bad), Gate(other.journal)) as reader,
     ):
         for uid in bad:
             # One in three fails: no page alone looks systemic.
@@ -327,7 +327,7 @@ async def test_what_is_parked_and_skipped_is_counted_by_the_audit(database: str)
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, Answers({"bad"}), Gate(other)) as reader,
+        reading(sample, Answers({"bad"}), Gate(other.journal)) as reader,
     ):
         await other.say(asked("bad"), asked("good"), asked("bad", 2), beside("good"))
         await reached(reader, other)

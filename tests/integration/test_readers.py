@@ -76,7 +76,7 @@ async def test_each_fact_is_decided_on_once_and_all_are_counted(
         serving(database, nats_server, "sample") as sample,
     ):
         await ask(other, 40, 2)
-        async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+        async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
             await reached(reader, other)
             await ask(other, 40, 3, start=3)
             head = await reached(reader, other)
@@ -93,7 +93,7 @@ async def test_an_answer_names_its_cause_and_goes_on_with_its_trace(
     async with (
         serving(database, nats_server, "other") as other,
         serving(database, nats_server, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
     ):
         await other.say(beside("inst_1"), asked("inst_1"), asked("inst_2"))
         await reached(reader, other)
@@ -113,7 +113,7 @@ async def test_facts_that_touch_different_streams_commit_as_one(
         serving(database, nats_server, "sample") as sample,
     ):
         await other.say(*(asked(f"inst_{uid}", attempt) for attempt in (1, 2) for uid in range(50)))
-        async with reading(sample, Answers(), Gate(other)) as reader:
+        async with reading(sample, Answers(), Gate(other.journal)) as reader:
             await reached(reader, other)
         batches = await sample.database.fetchval("SELECT count(DISTINCT batch) FROM event")
         assert batches == 2
@@ -128,7 +128,7 @@ async def test_facts_travel_by_the_stream_while_the_owners_log_cannot_be_read(
         serving(database, nats_server, "sample") as sample,
     ):
         await ask(other, 10)
-        gate = Gate(other, away=True)
+        gate = Gate(other.journal, away=True)
         async with reading(sample, Answers(), gate, sample.bus) as reader:
             await reached(reader, other)
             await ask(other, 10, start=2)
@@ -141,7 +141,7 @@ async def test_facts_travel_by_the_log_while_there_is_no_stream(database: str) -
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
     ):
         await ask(other, 10)
         await reached(reader, other)
@@ -161,7 +161,7 @@ async def test_facts_travel_by_the_log_while_the_stream_is_silent(
     async with (
         serving(database, nats_server, "other", relayed=False) as other,
         serving(database, nats_server, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
     ):
         await reached(reader, other)
         for start in (2, 3, 4):
@@ -181,7 +181,7 @@ async def test_a_hole_is_waited_for_while_the_owner_is_away_and_never_skipped(
         serving(database, nats_server, "sample") as sample,
     ):
         await until(lambda: other.relay.position == 41, "the stream has the newest")
-        gate = Gate(other, away=True)
+        gate = Gate(other.journal, away=True)
         async with reading(sample, Answers(), gate, sample.bus) as reader:
             await until(lambda: gate.asked >= 5, "the reader asks again and again")
             assert reader.position == 0
@@ -237,7 +237,7 @@ async def test_a_reader_that_is_stopped_anywhere_goes_on_where_it_was(
         starts = done = 0
         asking = asyncio.create_task(ask(other, 60, 10))
         while not asking.done() or done < 610:
-            async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+            async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
                 starts += 1
                 await reader.reached(min(40 * starts, 610), 20)
             done = (await sample.checkpoint(reader))["position"]
@@ -253,8 +253,8 @@ async def test_readers_that_all_believe_to_be_the_only_one_do_nothing_twice(
     async with (
         serving(database, nats_server, "other") as other,
         serving(database, nats_server, "sample") as sample,
-        reading(sample, consumer(), Gate(other), sample.bus, lease="one") as one,
-        reading(sample, consumer(), Gate(other), sample.bus, lease="two") as two,
+        reading(sample, consumer(), Gate(other.journal), sample.bus, lease="one") as one,
+        reading(sample, consumer(), Gate(other.journal), sample.bus, lease="two") as two,
     ):
         for start in range(1, 11):
             await ask(other, 20, start=start)
@@ -276,7 +276,7 @@ async def test_a_folding_reader_counts_each_fact_once(
         serving(database, nats_server, "sample") as sample,
     ):
         for start in (1, 2, 3):
-            async with reading(sample, Tallies(), Gate(other), sample.bus) as reader:
+            async with reading(sample, Tallies(), Gate(other.journal), sample.bus) as reader:
                 await ask(other, 30, start=start)
                 await reached(reader, other)
         assert await tally(sample) == {f"inst_{uid}": 3 for uid in range(30)}
@@ -291,7 +291,7 @@ async def test_a_broker_that_is_killed_under_load_doubles_and_loses_nothing(
     async with (
         serving(database, server, "other") as other,
         serving(database, server, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
     ):
         for start in (1, 4, 7):
             async with asyncio.TaskGroup() as group:
@@ -341,11 +341,11 @@ async def test_who_waits_for_a_position_is_answered_where_another_process_reads(
     async with (
         serving(database, nats_server, "other") as other,
         serving(database, nats_server, "sample") as sample,
-        reading(sample, Answers(), Gate(other), sample.bus) as holder,
+        reading(sample, Answers(), Gate(other.journal), sample.bus) as holder,
     ):
         await ask(other, 1)
         await reached(holder, other)
-        async with reading(sample, Answers(), Gate(other), sample.bus) as idle:
+        async with reading(sample, Answers(), Gate(other.journal), sample.bus) as idle:
             assert await idle.reached(2, 5)
             assert not await idle.reached(3, 0.1)
             await ask(other, 1, start=2)
@@ -363,13 +363,13 @@ async def test_a_type_that_is_not_known_parks_its_stream_until_it_is(
     ):
         await other.say(asked("inst_1"), beside("inst_1"), asked("inst_1", 2), asked("inst_2"))
         # This test's log knows all types; the stream brings what the process knows.
-        gate = Gate(other, away=True)
+        gate = Gate(other.journal, away=True)
         async with reading(sample, Answers(), gate, sample.bus, registry=old) as reader:
             await reached(reader, other)
             row = await sample.checkpoint(reader)
             assert (row["folded"], row["parked"]) == (2, 2)
             assert reader.parked == {"instance/inst_1"}
-        async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+        async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
             await until(lambda: reader.position == 4 and not reader.parked, "it is handled now")
             row = await sample.checkpoint(reader)
             assert (row["folded"], row["parked"]) == (4, 0)
@@ -389,12 +389,12 @@ async def test_a_lineage_that_begins_past_the_checkpoint_changes_nothing(
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, None, "other", relayed=False) as other:
             await ask(other, 9)
-            async with reading(sample, Answers(), Gate(other)) as reader:
+            async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await reached(reader, other)
             await restore(other, 10, epoch=2)
         async with serving(database, None, "other", relayed=False) as other:
             await ask(other, 9, start=2)
-            async with reading(sample, Answers(), Gate(other)) as reader:
+            async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await reached(reader, other)
                 assert not reader.halted
             row = await sample.checkpoint(reader)
@@ -412,7 +412,7 @@ async def test_a_new_reader_of_a_restored_journal_reads_it_from_the_start(
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(beside(f"inst_{number}") for number in range(10)))
             for _ in range(2):
-                async with reading(sample, Answers(), Gate(other)) as reader:
+                async with reading(sample, Answers(), Gate(other.journal)) as reader:
                     await reached(reader, other)
                     assert not reader.halted
             row = await sample.checkpoint(reader)
@@ -426,14 +426,14 @@ async def test_who_decided_on_a_lost_tail_halts_until_resumed_and_reads_what_sta
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
-            async with reading(sample, Answers(), Gate(other)) as reader:
+            async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await reached(reader, other)
             await restore(other, 6, epoch=2)
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(asked(f"new_{number}") for number in range(10)))
-            async with reading(sample, Answers(), Gate(other)) as reader:
+            async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await until(lambda: reader.halted, "the reader halts")
-            async with reading(sample, Answers(), Gate(other)) as reader:
+            async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await until(lambda: "epoch 2" in reader.halted, "a restart changes nothing")
                 assert len(await sample.facts()) == 10
                 await resume(
@@ -456,12 +456,12 @@ async def test_rows_folded_from_a_lost_tail_are_folded_anew(
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
-            async with reading(sample, Tallies(), Gate(other)) as reader:
+            async with reading(sample, Tallies(), Gate(other.journal)) as reader:
                 await reached(reader, other)
             await restore(other, 6, epoch=2)
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(asked(f"new_{number}") for number in range(3)))
-            async with reading(sample, Tallies(), Gate(other)) as reader:
+            async with reading(sample, Tallies(), Gate(other.journal)) as reader:
                 await until(lambda: reader.position == 9, "it has read the new lineage")
             assert await tally(sample) == {
                 **{f"inst_{number}": 1 for number in range(6)},
@@ -478,13 +478,13 @@ async def test_nobody_acts_on_what_the_stream_has_and_the_log_has_lost(
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, nats_server, "other") as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
-            async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+            async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
                 await reached(reader, other)
             await other.say(*(asked(f"lost_{number}") for number in range(10)))
             await until(lambda: other.relay.position == 20, "the stream has them")
         async with serving(database, nats_server, "other") as other:
             await restore(other, 6, epoch=1)
-            gate = Gate(other)
+            gate = Gate(other.journal)
             async with reading(sample, Answers(), gate, sample.bus) as reader:
                 await until(lambda: gate.asked > 5, "it asks again and again")
             assert len(await sample.facts()) == 10

@@ -19,7 +19,7 @@ from chassis.bus import Bus
 from chassis.clock import SystemClock
 from chassis.envelope import Meta, Recorded, Registry
 from chassis.feed import Feed, LogSource
-from chassis.journal import Book, Command, Committed, Page, Place, Write
+from chassis.journal import Book, Command, Committed, Journal, Page, Place, Write
 from chassis.lease import Lease
 from chassis.migrations import migrate
 from chassis.postgres import Database
@@ -115,13 +115,16 @@ class Tallies:
     def __init__(self, broken: Iterable[str] = ()) -> None:
         self.broken = set(broken)
 
-    def write(self, fact: Recorded) -> Sequence[Write]:
-        """Count it."""
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Count them."""
+        return [self._count(fact) for fact in facts]
+
+    def _count(self, fact: Recorded) -> Write:
         said = fact.message
         assert isinstance(said, api.InstanceQueued)
         if said.uid in self.broken:
             raise ValueError(f"{said.uid} is broken")
-        return (Write("add_to_tally", said.uid, (said.uid,)),)
+        return Write("add_to_tally", said.uid, (said.uid,))
 
     def clear(self, journal: str) -> Sequence[Write]:
         """Forget all."""
@@ -248,10 +251,10 @@ async def reached(reader: Reader, service: Service) -> int:
 class Gate:
     """A log whose owner may be away."""
 
-    def __init__(self, service: Service, *, away: bool = False) -> None:
+    def __init__(self, journal: Journal, *, away: bool = False) -> None:
         self.away = away
         self.asked = 0
-        self._log = LocalLog(service.journal)
+        self._log = LocalLog(journal)
 
     async def read(self, after: int, limit: int) -> Page:
         """Read, unless the owner is away."""

@@ -66,7 +66,7 @@ def folded(message: Message) -> list[tuple[str, tuple[object, ...]]]:
     """What an executor's fact writes."""
     reports = ClusterReports(asyncio.Event())
     assert message.DESCRIPTOR.full_name in reports.handles
-    writes = reports.write(record(f"executor/{CLUSTER}", message))
+    writes = reports.write([record(f"executor/{CLUSTER}", message)])
     assert misfits(QUERIES, writes) == []
     return [(write.statement, write.arguments) for write in writes]
 
@@ -122,7 +122,7 @@ def test_limits_and_clusters_are_folded_and_who_admits_is_told() -> None:
         projects.ClusterRetired(cluster=CLUSTER),
     ]
     assert {fact.DESCRIPTOR.full_name for fact in facts} == limits.handles
-    writes = [write for fact in facts for write in limits.write(record("projects/0", fact))]
+    writes = limits.write([record("projects/0", fact) for fact in facts])
     assert [write.statement for write in writes] == [
         *("know_project", "set_quota", "clear_quota", "enrol", "enrol"),
     ]
