@@ -82,13 +82,18 @@ runs AS (
 -- Nobody knows whether it lives: until it is found, or another run of it starts.
 gaps AS (
     SELECT g.replica AS uid, g.lost_ms AS lost,
-           least(
-               CASE WHEN g.found_position <= r.cut THEN g.found_ms END,
-               (SELECT min(u.start) FROM runs AS u WHERE u.uid = r.uid AND u.start > g.lost_ms)
-           ) AS found
+           least(CASE WHEN g.found_position <= r.cut THEN g.found_ms END, min(u.start)) AS found
       FROM replicas AS r
       JOIN gap AS g ON g.replica = r.uid
+      LEFT JOIN runs AS u ON u.uid = r.uid AND u.start > g.lost_ms
      WHERE g.lost_position <= r.cut
+     GROUP BY g.replica, g.n, r.cut
+),
+-- One row a replica, for what is looked up by replica may not be looked through for each.
+losses AS (
+    SELECT g.uid, array_agg(g.lost) AS lost, array_agg(g.found) AS found
+      FROM gaps AS g
+     GROUP BY g.uid
 ),
 spans AS (
     SELECT u.uid, u.run, 1 AS state, u.start AS first, least(coalesce(u.stop, u.cap), u.cap) AS last,
@@ -136,6 +141,7 @@ points AS (
     SELECT s.uid, s.run, s.state, s.first, p.at
       FROM seen AS s
       LEFT JOIN replicas AS r ON r.uid = s.uid
+      LEFT JOIN losses AS g ON s.state = 1 AND g.uid = s.uid
      CROSS JOIN LATERAL (
            SELECT s.from_ms AS at
             UNION
@@ -156,11 +162,10 @@ points AS (
             UNION
            SELECT r.drain WHERE s.state = 1
             UNION
-           SELECT unnest(ARRAY[g.lost, g.found]) FROM gaps AS g
-            WHERE s.state = 1 AND g.uid = s.uid
+           SELECT unnest(g.lost || g.found)
             UNION
-           SELECT g.lost + f.free_ms FROM gaps AS g, rule AS f
-            WHERE s.state = 1 AND g.uid = s.uid AND f.state = 6 AND f.number <= p_book
+           SELECT h.lost + f.free_ms FROM unnest(g.lost) AS h (lost), rule AS f
+            WHERE f.state = 6 AND f.number <= p_book
      ) AS p
      WHERE p.at = s.from_ms OR (p.at > s.from_ms AND p.at < s.last)
 ),
@@ -184,15 +189,15 @@ stated AS (
            r.drain, r.cut, r.purchase
       FROM pieces AS p
       LEFT JOIN replicas AS r ON r.uid = p.uid
+      LEFT JOIN losses AS i ON p.state = 1 AND i.uid = p.uid
      CROSS JOIN LATERAL (
            SELECT k.number FROM price_book AS k
             WHERE (k.number = 1 OR k.effective_ms <= p.begin) AND k.number <= p_book
             ORDER BY k.number DESC LIMIT 1
      ) AS b
       LEFT JOIN LATERAL (
-           SELECT min(h.lost) AS lost FROM gaps AS h
-            WHERE p.state = 1 AND h.uid = p.uid AND h.lost <= p.begin
-              AND (h.found IS NULL OR p.begin < h.found)
+           SELECT min(h.lost) AS lost FROM unnest(i.lost, i.found) AS h (lost, found)
+            WHERE h.lost <= p.begin AND (h.found IS NULL OR p.begin < h.found)
      ) AS g ON true
 )
 SELECT s.uid, s.run, s.what,
