@@ -269,7 +269,7 @@ def test_lines_of_sums_are_the_lines_of_segments(metered: Metered, life: Life) -
 FAULTS = [
     ("OR k.effective_ms <= p.begin", "OR k.effective_ms < p.begin"),
     ("WHEN r.drain <= p.begin THEN", "WHEN r.drain < p.begin THEN"),
-    ("AND h.lost <= p.begin", "AND h.lost < p.begin"),
+    ("WHERE h.lost <= p.begin", "WHERE h.lost < p.begin"),
     ("p.begin < h.found", "p.begin <= h.found"),
     ("AND s.begin >= f.free_ms", "AND s.begin > f.free_ms"),
     ("AND c.resized AND c.at_ms <= s.begin", "AND c.resized AND c.at_ms < s.begin"),
