@@ -144,6 +144,10 @@ class Folder(Protocol):
         """
         ...
 
+    def written(self) -> None:
+        """Hear that the rows are durable: who works by them may look."""
+        ...
+
     def clear(self, journal: str) -> Sequence[Write]:
         """Say what empties the rows that come from one journal, before they are folded anew."""
         ...
@@ -601,6 +605,8 @@ class Reader:
                 len(handled),
                 group.passed_over,
             )
+        if handled:
+            folder.written()
         self._advance(group.last)
 
     @asynccontextmanager
@@ -666,6 +672,7 @@ class Reader:
         handles = fact.type in self._handles
         if self._folder is not None:
             await self._refold(self._folder.write([fact]) if handles else (), unpark)
+            self._folder.written()
         elif self._decider is not None:
             reactions = await self._react(fact, self._decider) if handles else ()
             await self._say([(fact, reactions)], None, unpark)

@@ -48,6 +48,9 @@ class Enrolments:
                     writes.append(Write("enrol", said.cluster, (said.cluster, True)))
         return writes
 
+    def written(self) -> None:
+        """Nobody waits for it."""
+
     def clear(self, journal: str) -> Sequence[Write]:
         """Forget everything, before it is folded anew."""
         return [Write("unenrol", "unenrol", ())]
@@ -85,6 +88,9 @@ class Meter:
         for fact in facts:
             page.fill(fact)
         return page.writes()
+
+    def written(self) -> None:
+        """Nobody waits for it."""
 
     def clear(self, journal: str) -> Sequence[Write]:
         """Forget what one cluster said, before it is folded anew."""

@@ -37,8 +37,11 @@ class Wants:
 
     def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
         """Choose a write a fact; what is said of other clusters is none of ours."""
-        self.told.set()
         return [write for fact in facts for write in self._writes(fact)]
+
+    def written(self) -> None:
+        """Have the reconciler look."""
+        self.told.set()
 
     def _writes(self, fact: Recorded) -> Sequence[Write]:
         match fact.message:

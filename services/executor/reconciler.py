@@ -39,9 +39,6 @@ from services.executor.observation import Replica, ReplicaObservation
 
 # So long nothing may happen before everything is looked at again.
 LOOK_SECONDS_MAX: Final = 1.0
-# What the scheduler said is told a moment before its row is there.
-TOLD_SECONDS: Final = 0.005
-TOLD_SECONDS_MAX: Final = 0.05
 AGAIN_SECONDS: Final = 0.2
 # Older proofs are named as such; a shim proves its replica each second.
 PROOF_SLACK: Final = timedelta(seconds=3)
@@ -149,8 +146,6 @@ class Reconciler:
         self._clock = clock
         self._settings = settings
         self._told = told
-        # Whether what was told last may not have been there yet.
-        self._doubtful = False
 
     async def run(self) -> None:
         """Work until cancelled; another holder of the lease ends a reign, and nothing else."""
@@ -190,17 +185,13 @@ class Reconciler:
 
     async def _rest(self) -> None:
         """Wait until something may have changed."""
-        longest = TOLD_SECONDS_MAX if self._doubtful else LOOK_SECONDS_MAX
         told = asyncio.create_task(self._told.wait(), name="told")
-        changed = asyncio.create_task(self._cluster.changed(longest), name="changed")
+        changed = asyncio.create_task(self._cluster.changed(LOOK_SECONDS_MAX), name="changed")
         try:
             await asyncio.wait((told, changed), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end(told, changed)
-        self._doubtful = self._told.is_set()
-        if self._doubtful:
-            self._told.clear()
-            await asyncio.sleep(TOLD_SECONDS)
+        self._told.clear()
 
     async def reconcile(self, reign: Reign) -> None:
         """One pass: look, state what was seen, then do and state what is wanted."""

@@ -40,9 +40,6 @@ TOLD_MAX: Final = 500
 TELL_MILLISECONDS: Final = 1000
 REST_SECONDS_MAX: Final = 0.5
 AGAIN_SECONDS: Final = 0.2
-# What others said is told a moment before its rows are there: so often, so many times, it is looked.
-LOOK_SECONDS: Final = 0.02
-LOOKS: Final = 10
 META: Final = Meta(actor=f"service:{aggregate.SERVICE}")
 
 _log = logging.getLogger(__name__)
@@ -66,7 +63,6 @@ class Admitter:
         self._lease = lease
         self._clock = clock
         self._told = told
-        self._looks = 0
 
     async def run(self) -> None:
         """Admit until cancelled; another holder of the lease ends a reign, and nothing else."""
@@ -98,20 +94,15 @@ class Admitter:
 
     async def _rest(self, kept: Books, due: int) -> None:
         """Wait until something may have changed, or is due."""
-        if self._told.is_set():
-            self._told.clear()
-            self._looks = LOOKS
         seconds = (due - books.milliseconds(self._clock.now())) / 1000
         seconds = min(REST_SECONDS_MAX, max(0.01, seconds))
-        if self._looks:
-            self._looks -= 1
-            seconds = min(seconds, LOOK_SECONDS)
         told = asyncio.create_task(self._told.wait(), name="told")
         grown = asyncio.create_task(self._journal.grown(kept.position, seconds), name="grown")
         try:
             await asyncio.wait((told, grown), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end(told, grown)
+        self._told.clear()
         if not grown.cancelled():
             grown.result()
 

@@ -105,8 +105,11 @@ class Limits:
 
     def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
         """Choose the writes of each fact."""
-        self._told.set()
         return [write for fact in facts for write in self._writes(fact)]
+
+    def written(self) -> None:
+        """Have the admitter look."""
+        self._told.set()
 
     def _writes(self, fact: Recorded) -> Sequence[Write]:
         match fact.message:
@@ -160,8 +163,11 @@ class ClusterReports:
 
     def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
         """Choose the writes of each fact."""
-        self._told.set()
         return [write for fact in facts for write in self._writes(fact)]
+
+    def written(self) -> None:
+        """Have the admitter look."""
+        self._told.set()
 
     def _writes(self, fact: Recorded) -> Sequence[Write]:
         cluster = fact.journal.partition("/")[2]

@@ -126,6 +126,9 @@ class Tallies:
             raise ValueError(f"{said.uid} is broken")
         return Write("add_to_tally", said.uid, (said.uid,))
 
+    def written(self) -> None:
+        """Nobody waits for it."""
+
     def clear(self, journal: str) -> Sequence[Write]:
         """Forget all."""
         return (Write("clear_tally", "", ()),)
