@@ -127,6 +127,9 @@ def test_limits_and_clusters_are_folded_and_who_admits_is_told() -> None:
         *("know_project", "set_quota", "clear_quota", "enrol", "enrol"),
     ]
     assert misfits(QUERIES, writes) == []
+    # Before its rows are there nobody has to look.
+    assert not told.is_set()
+    limits.written()
     assert told.is_set()
 
 
