@@ -53,11 +53,15 @@ generate: setup ## Write the Python of the protos, and the pages of help that ar
 	@$(BIN)/python -m tests.unit.fermion.manual
 
 lock: setup ## Lock the dependencies again (needs uv)
-	@for part in dev run client; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$([ $$part = dev ] || echo --constraint requirements/dev.txt) requirements/$$part.in -o requirements/$$part.txt; done
+	@for part in dev run client bench; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$([ $$part = dev ] || echo --constraint requirements/dev.txt) requirements/$$part.in -o requirements/$$part.txt; done
 	@for recipe in services/executor/recipes/*.in; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$recipe -o $${recipe%.in}.txt; done
 
-bench: setup ## Measure, side by side, and print a table
-	@$(BIN)/python -m tests.bench
+bench: setup .venv/.bench ## Measure, side by side, and print a table (half an hour; PART=fold for some of it)
+	@$(BIN)/python -m tests.bench $(PART)
+
+.venv/.bench: requirements/bench.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	@touch $@
 
 clean: ## Take away what was built
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

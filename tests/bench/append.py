@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import statistics
 import time
 import uuid
 from collections.abc import Callable
@@ -25,15 +24,20 @@ from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.refusals import Exists
 from chassis.store import PostgresJournal
+from chassis.tasks import aside
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import events_pb2
-from tests.bench.row import Row, interleaved, ratio
+from tests.bench import peer
+from tests.bench.row import Row, beside, interleaved
 
 SECONDS = 1.0
 ROUNDS = 6
 CALLERS = 64
 BARE = 1000
 TEXT = "x" * 150
+FACTS_GOAL = 0.18
+WHOLE_GOAL = 0.065
+PEER_GOAL = 6.0
 
 _CREATE = """
 CREATE TABLE bare (
@@ -91,40 +95,38 @@ async def rounds(dsn: str) -> list[Row]:
     await journal.open()
     committing = asyncio.create_task(journal.run(), name="committer")
     positions = itertools.count(1)
+    saved = peer.application(dsn)
     try:
         found = await interleaved(
             {
                 "bare": lambda: _bare(connection, positions),
                 "facts": lambda: _callers(journal, _fact),
                 "whole": lambda: _callers(journal, _whole),
+                "peer": lambda: aside(peer.rate, saved, SECONDS),
             },
             ROUNDS,
         )
     finally:
+        saved.close()
         committing.cancel()
         await asyncio.gather(committing, return_exceptions=True)
         await database.close()
         await connection.close()
-    bare = f"insert of {BARE} by unnest, {statistics.median(found['bare']):,.0f} facts/s"
+    bare = f"insert of {BARE} by unnest"
+    whole = f"append of 3 facts, request, claim and row, {CALLERS} callers"
     return [
-        Row(
-            "append-facts",
+        beside(
+            "append facts",
             f"append of one fact, {CALLERS} callers",
-            statistics.median(found["facts"]),
             "commands/s",
+            found,
+            "facts",
+            "bare",
             bare,
-            ratio(found["facts"], found["bare"]),
-            0.18,
+            FACTS_GOAL,
         ),
-        Row(
-            "append-whole",
-            f"append of 3 facts, request, claim and row, {CALLERS} callers",
-            statistics.median(found["whole"]),
-            "commands/s",
-            bare,
-            ratio(found["whole"], found["bare"]),
-            0.065,
-        ),
+        beside("append whole", whole, "commands/s", found, "whole", "bare", bare, WHOLE_GOAL),
+        beside("append peer", whole, "commands/s", found, "whole", "peer", peer.WHAT, PEER_GOAL),
     ]
 
 

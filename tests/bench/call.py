@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +16,7 @@ from fermion.api.instances import v1 as instances
 from fermion.api.instances.v1 import service_pb2_grpc
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
-from tests.bench.row import Row, interleaved, ratio
+from tests.bench.row import Row, beside, interleaved
 from tests.integration.platform import Platform, running
 from tests.servers import NatsServer
 
@@ -58,18 +57,19 @@ async def rounds(dsn: str, nats: NatsServer, folder: Path) -> list[Row]:
                 },
                 ROUNDS,
             )
-            value = statistics.median(rates["create"])
-            for against, goal in (("insert", GOAL_INSERT), ("echo", GOAL_ECHO)):
-                bare = statistics.median(rates[against])
-                what = {"insert": "bare echo plus one INSERT", "echo": "bare echo"}[against]
+            for against, described, goal in (
+                ("insert", "bare echo plus one INSERT", GOAL_INSERT),
+                ("echo", "bare echo", GOAL_ECHO),
+            ):
                 found.append(
-                    Row(
+                    beside(
                         f"P1 call {flight}",
                         f"CreateInstance (4 facts, row, name, request), {flight} in flight",
-                        value,
                         "calls/s",
-                        f"{what}, {bare:,.0f}/s",
-                        ratio(rates["create"], rates[against]),
+                        rates,
+                        "create",
+                        against,
+                        described,
                         # The goals are for a loaded server; one in flight is shown beside them.
                         goal if flight > 1 else None,
                     )

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import nats
 from nats.aio.client import Client
@@ -16,21 +15,20 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from chassis.bus import BATCH_MAX, headers_of, stream_name, subject_of
 from chassis.relay import Relay
 from fermion.api.journal import v1 as api
-from tests.bench.row import Row, interleaved, ratio
+from tests.bench.row import Row, beside, interleaved
 from tests.sample import Gate, Service, Tallies, asked, lease_of, reading, running, serving, until
 from tests.servers import NatsServer
 
 FACTS = 20_000
-ROUNDS = 3
+ROUNDS = 5
 FETCH = 500
 RELAY_GOAL = 0.8
 READER_GOAL = 0.75
 JOURNAL = "other/0"
 
 
-async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
+async def rounds(dsn: str, server: NatsServer) -> list[Row]:
     """Measure on an empty database and a NATS whose keys allow the services `other` and `sample`."""
-    server = NatsServer(nats_url, keys)
     async with (
         serving(dsn, server, "other", relayed=False) as other,
         serving(dsn, server, "sample", relayed=False) as sample,
@@ -50,23 +48,27 @@ async def rounds(dsn: str, nats_url: str, keys: Path) -> list[Row]:
             },
             ROUNDS,
         )
+    batches = f"atomic batches of {BATCH_MAX} from memory"
+    fetched = "nats-py's fetch without a fold"
     return [
-        Row(
+        beside(
             "P2 relay",
             "journal to stream",
-            max(found["relay"]),
             "facts/s",
-            f"atomic batches of {BATCH_MAX} from memory, {max(found['raw batches']):,.0f}/s",
-            ratio(found["relay"], found["raw batches"]),
+            found,
+            "relay",
+            "raw batches",
+            batches,
             RELAY_GOAL,
         ),
-        Row(
+        beside(
             "P3 reader",
             "stream to rows and checkpoint",
-            max(found["reader"]),
             "facts/s",
-            f"nats-py's fetch without a fold, {max(found['raw fetch']):,.0f}/s",
-            ratio(found["reader"], found["raw fetch"]),
+            found,
+            "reader",
+            "raw fetch",
+            fetched,
             READER_GOAL,
         ),
     ]

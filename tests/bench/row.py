@@ -9,6 +9,10 @@ from dataclasses import dataclass
 # A ratio below this share of its goal fails the run: machines are noisy, faults are not.
 FAILS_BELOW = 0.7
 
+# What every measure came to in every round, by name.
+Found = Mapping[str, Sequence[float]]
+Measure = Callable[[], Awaitable[float]]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -21,14 +25,55 @@ class Row:
     against: str = ""
     ratio: float | None = None
     goal: float | None = None
+    # The least and the most of the rounds' own ratios.
+    spread: tuple[float, float] | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether it is not far below its goal."""
-        return self.goal is None or (self.ratio or 0.0) >= self.goal * FAILS_BELOW
+        """Whether it reaches its goal; what has none holds."""
+        return self.goal is None or (self.ratio or 0.0) >= self.goal
+
+    @property
+    def fails(self) -> bool:
+        """Whether it is so far below its goal that no noise explains it."""
+        return self.goal is not None and (self.ratio or 0.0) < self.goal * FAILS_BELOW
 
 
-Measure = Callable[[], Awaitable[float]]
+def beside(
+    id: str,
+    what: str,
+    unit: str,
+    found: Found,
+    name: str,
+    other: str,
+    described: str,
+    goal: float | None = None,
+) -> Row:
+    """Put one measure of some rounds beside another one of the same rounds."""
+    ratios = [one / bare for one, bare in zip(found[name], found[other], strict=True)]
+    return Row(
+        id,
+        what,
+        statistics.median(found[name]),
+        unit,
+        f"{described}, {statistics.median(found[other]):,.0f}/s",
+        statistics.median(ratios),
+        goal,
+        (min(ratios), max(ratios)),
+    )
+
+
+def within(id: str, what: str, value: float, unit: str, most: float) -> Row:
+    """Put a figure beside the most that it may be: the ratio is how often it fits in."""
+    return Row(
+        id,
+        what,
+        value,
+        unit,
+        f"the goal, {most:,g} {unit}, in which it fits so often",
+        most / value,
+        1.0,
+    )
 
 
 async def interleaved(measures: Mapping[str, Measure], rounds: int) -> dict[str, list[float]]:
@@ -38,8 +83,3 @@ async def interleaved(measures: Mapping[str, Measure], rounds: int) -> dict[str,
         for name, measure in measures.items():
             found[name].append(await measure())
     return found
-
-
-def ratio(values: Sequence[float], against: Sequence[float]) -> float:
-    """Median of the rounds' own ratios."""
-    return statistics.median(one / other for one, other in zip(values, against, strict=True))
