@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from chassis.clock import Clock
 from chassis.envelope import Recorded
-from chassis.feed import Feed, NewLineage
+from chassis.feed import Feed, LostTail, NewLineage
 from chassis.keys import PublicKey, Verifier
 from chassis.refusals import (
     Denied,
@@ -29,6 +29,8 @@ from chassis.refusals import (
 )
 from fermion.api.projects import v1 as api
 
+# So often a journal that ends before what was read of it is looked at again.
+LOST_TAIL_SECONDS = 2.0
 JOURNAL: Final = "projects/0"
 ANONYMOUS: Final = "anonymous"
 # Stands for every project, where a call's own rule allows it (AIP-159).
@@ -166,6 +168,8 @@ class Callers:
             except NewLineage as new:
                 _log.warning("the projects journal is of epoch %d now; reading it anew", new.epoch)
                 self._begin()
+            except LostTail:
+                await asyncio.sleep(LOST_TAIL_SECONDS)
 
     def _take(self, page: Sequence[Recorded]) -> None:
         for fact in page:

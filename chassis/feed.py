@@ -19,7 +19,6 @@ SILENT_SECONDS = 2.0
 AGAIN_SECONDS = 0.2
 # So long an own journal is waited for at a time; its growth is told at once.
 GROWN_SECONDS = 2.0
-LOST_TAIL_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +44,15 @@ class NewLineage(Exception):
         self.first = first
 
 
+class LostTail(Exception):
+    """The journal ends before what was read of it, in one lineage: it has lost its tail."""
+
+    def __init__(self, epoch: int, head: int) -> None:
+        super().__init__(f"epoch {epoch} ends at {head}")
+        self.epoch = epoch
+        self.head = head
+
+
 class Feed:
     """
     The facts of one journal in order from a position, whatever happens to broker and owner.
@@ -65,14 +73,20 @@ class Feed:
 
     async def ask_head(self) -> int:
         """Ask the owner for the journal's last position; `Unavailable` where it is away."""
-        self.head = (await self._log.read(0, 1)).head
-        return self.head
+        return (await self.look()).head
+
+    async def look(self) -> Page:
+        """Ask the owner for the journal's head and lineage, and not for facts; `Unavailable` likewise."""
+        page = await self._log.read(0, 1)
+        self.head = page.head
+        return page
 
     async def pages(self, after: int, epoch: int) -> AsyncGenerator[Sequence[Recorded], None]:
         """
         Give contiguous pages for ever, an empty one after each silence; close it when done.
 
-        `epoch` is that of what was read so far, 0 for nothing. Raises NewLineage.
+        `epoch` is that of what was read so far, 0 for nothing. Raises NewLineage, and LostTail where
+        the stream may hold more of what the journal has lost: nobody may act on it.
         """
         position = after
         while True:
@@ -88,10 +102,9 @@ class Feed:
                     continue
             yield ()
             if page is not None and page.head < position:
-                # The stream may hold more of what the journal has lost; nobody may act on it.
                 _log.error("%s ends at %d, and %d was read", self.journal, page.head, position)
-                await asyncio.sleep(LOST_TAIL_SECONDS)
-            elif self._bus is not None:
+                raise LostTail(page.epoch, page.head)
+            if self._bus is not None:
                 async with aclosing(self._live(position, epoch, self._bus)) as live:
                     async for records in live:
                         if records:

@@ -10,6 +10,7 @@ from chassis.audit import audit
 from chassis.bus import Away, Bus
 from chassis.envelope import to_record
 from chassis.journal import Book
+from chassis.lineage import accept, acceptable, begin
 from chassis.parking import halted, parked, resume, skip
 from chassis.postgres import Database
 from chassis.queries import Queries
@@ -98,13 +99,16 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         found = []
         for hosted in self._chosen(request.journal):
             head = await hosted.journal.head()
+            relay = await hosted.database.fetchrow(_queries["read_relay"], hosted.journal.shard)
             found.append(
                 api.JournalStatus(
                     journal=hosted.journal.name,
                     epoch=head.epoch,
                     head=head.position,
                     published=await _published(hosted),
-                    relay_halted=await _relay_halted(hosted),
+                    # Whichever process holds it.
+                    relay_halted="" if relay is None else relay["halted"],
+                    parted=relay is not None and relay["parted"],
                     readers=await progress(hosted.database),
                 )
             )
@@ -210,6 +214,42 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         answer_position(context, hosted.journal.name, position)
         return api.ResumeReaderResponse()
 
+    async def BeginEpoch(
+        self, request: api.BeginEpochRequest, context: Context
+    ) -> api.BeginEpochResponse:
+        """Let a journal that has lost its tail go on in a new lineage; that is its next fact."""
+        hosted = self._find(request.journal)
+        head = await begin(
+            hosted.journal,
+            hosted.bus,
+            lost_from=request.lost_from,
+            lost_through=request.lost_through,
+            meta=meta_of(context, request),
+            request=request_of(context, request),
+            only_look=request.validate_only,
+        )
+        if not request.validate_only:
+            answer_position(context, hosted.journal.name, head.position)
+        return api.BeginEpochResponse(epoch=head.epoch, first_position=head.epoch_first)
+
+    async def AcceptRestore(
+        self, request: api.AcceptRestoreRequest, context: Context
+    ) -> api.AcceptRestoreResponse:
+        """Let a reader go on that had decided on what its journal lost; that is a fact."""
+        hosted, reader = self._reader(request.reader, request.journal)
+        if request.validate_only:
+            await acceptable(hosted.journal, reader.feed, reader=request.reader)
+            return api.AcceptRestoreResponse()
+        position = await accept(
+            hosted.journal,
+            reader.feed,
+            reader=request.reader,
+            meta=meta_of(context, request),
+            request=request_of(context, request),
+        )
+        answer_position(context, hosted.journal.name, position)
+        return api.AcceptRestoreResponse()
+
     def _find(self, journal: str) -> Hosted:
         hosted = self._hosted.get(journal)
         if hosted is None:
@@ -257,15 +297,10 @@ async def progress(database: Database) -> list[api.ReaderProgress]:
             parked=row["parked"],
             skipped=row["skipped"],
             halted=row["halted"] or "",
+            lost_through=row["lost_through"] if row["halted"] else 0,
         )
         for row in await database.fetch(_queries["list_checkpoints"])
     ]
-
-
-async def _relay_halted(hosted: Hosted) -> str:
-    """Why the relay stands still, whichever process holds it; empty where it does not."""
-    kept = await hosted.database.fetchval(_queries["read_relay"], hosted.journal.shard)
-    return "" if kept is None else str(kept)
 
 
 async def _published(hosted: Hosted) -> int:

@@ -11,7 +11,7 @@ from chassis.envelope import Meta
 from chassis.journal import Command, Journal, Overtaken, Place, Remembered, Request, Unpark
 from chassis.postgres import Database
 from chassis.queries import Queries
-from chassis.refusals import Missing
+from chassis.refusals import Missing, Refused
 from fermion.api.journal import v1 as api
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
@@ -23,10 +23,17 @@ def stream_of(reader: str, journal: str) -> str:
     return f"reader/{name}"
 
 
+def lineage_of(journal: str) -> str:
+    """The stream of what became of a journal as a whole."""
+    return f"journal/{journal.replace('/', '-')}"
+
+
 def place_operation(fact: Message) -> Place | None:
     """Where an operator's fact stands, in whichever service it is said; None for other facts."""
-    if isinstance(fact, api.ParkedFactSkipped | api.ReaderResumed):
+    if isinstance(fact, api.ParkedFactSkipped | api.ReaderResumed | api.RestoreAccepted):
         return Place(stream_of(fact.reader, fact.journal))
+    if isinstance(fact, api.JournalRestored):
+        return Place(lineage_of(fact.journal))
     return None
 
 
@@ -55,7 +62,7 @@ async def skip(
     A request that was answered before is answered again.
     """
     try:
-        await _not_answered(journal, request)
+        await not_answered(journal, request)
         stream = await parked(database, reader=reader, source=source, position=position)
         said = api.ParkedFactSkipped(
             reader=reader, journal=source, position=position, stream=stream, reason=reason
@@ -71,11 +78,14 @@ async def skip(
     except Overtaken as error:
         raise _not_parked(reader, source, position) from error
     except Remembered as answered:
-        return await _again(journal, request, answered)
+        return await answer_again(journal, request, answered)
 
 
 async def halted(database: Database, *, reader: str, source: str) -> str:
-    """Why a reader stands still; `Missing` (READER_NOT_HALTED) where it does not."""
+    """
+    Why a reader stands still; `Missing` (READER_NOT_HALTED) where it does not, `Refused`
+    (RESTORE_NOT_ACCEPTED) where that is because of what its journal lost.
+    """
     row = await database.fetchrow(_queries["read_checkpoint"], reader, source)
     if row is None or row["halted"] is None:
         raise Missing(
@@ -84,6 +94,15 @@ async def halted(database: Database, *, reader: str, source: str) -> str:
             next_step="`fermion status` shows which readers do.",
             reader=reader,
             journal=source,
+        )
+    if row["lost_through"]:
+        raise Refused(
+            "RESTORE_NOT_ACCEPTED",
+            f"{reader} had used facts of {source} up to {row['lost_through']} that {source} has lost.",
+            next_step="Look at what it decided on them, then: fermion restore --accept.",
+            reader=reader,
+            journal=source,
+            lost_through=str(row["lost_through"]),
         )
     return str(row["halted"])
 
@@ -103,7 +122,7 @@ async def resume(
     A request that was answered before is answered again.
     """
     try:
-        await _not_answered(journal, request)
+        await not_answered(journal, request)
         why = await halted(database, reader=reader, source=source)
         said = api.ReaderResumed(reader=reader, journal=source, halted=why)
         command = Command(
@@ -115,17 +134,18 @@ async def resume(
         )
         return (await journal.append(command)).position
     except Remembered as answered:
-        return await _again(journal, request, answered)
+        return await answer_again(journal, request, answered)
 
 
-async def _not_answered(journal: Journal, request: Request | None) -> None:
+async def not_answered(journal: Journal, request: Request | None) -> None:
     """Raise `Remembered` where it was: what it changed is not there to be found any more."""
     answered = None if request is None else await journal.remembered(request)
     if answered is not None:
         raise answered
 
 
-async def _again(journal: Journal, request: Request | None, answered: Remembered) -> int:
+async def answer_again(journal: Journal, request: Request | None, answered: Remembered) -> int:
+    """Answer a request that was answered before: a position that holds what it did."""
     assert request is not None
     must_be_the_same(request, answered)
     return (await journal.head()).position

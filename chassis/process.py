@@ -24,11 +24,12 @@ from chassis.callers import JOURNAL as CALLERS_JOURNAL
 from chassis.callers import Callers
 from chassis.clock import Clock, SystemClock
 from chassis.config import Common
-from chassis.envelope import Recorded, Registry
+from chassis.envelope import Meta, Recorded, Registry
 from chassis.feed import Feed, LogSource
 from chassis.journal import Book, Place, Write
 from chassis.keys import PublicKey, SigningKey, parse_jwks
 from chassis.lease import Lease
+from chassis.lineage import announce
 from chassis.log_service import Hosted, JournalServicer
 from chassis.migrations import migrate
 from chassis.parking import place_operation
@@ -173,6 +174,8 @@ class Process:
             await _patiently(self._open_database, part, self.common.start_seconds_max)
             await part.journal.open()
             self.begin(part.journal.run(), f"{part.target.name} committer", group)
+            # Where it was restored meanwhile, before anything else is said.
+            await announce(part.journal, Meta(f"service:{part.target.name}"))
             part.wired = part.target.wire(self._kernel(part))
             if part.wired.begin is not None:
                 await part.wired.begin()

@@ -20,6 +20,21 @@ SELECT epoch, position
  WHERE log = $1
    FOR UPDATE;
 
+-- begin_epoch: Begin the next lineage of a journal whose head is locked.
+INSERT INTO epoch (log, epoch, first_position, lost_through)
+VALUES ($1, $2, $3, $4);
+
+-- enter_epoch: Let the head be of a lineage.
+UPDATE head
+   SET epoch = $2
+ WHERE log = $1;
+
+-- read_epoch: Where a lineage begins, and what it came from.
+SELECT first_position, backup, lost_through
+  FROM epoch
+ WHERE log = $1
+   AND epoch = $2;
+
 -- append: Commit a numbered batch, or tell why it may not.
 SELECT command, kind, detail, number, blob, moment
   FROM append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, $51, $52, $53);
@@ -129,13 +144,13 @@ VALUES ($1, $2, 1, 0, 0, 0, $3)
     ON CONFLICT (reader, journal) DO NOTHING;
 
 -- read_checkpoint: How far a reader got.
-SELECT epoch, position, folded, passed_over, skipped, halted
+SELECT epoch, position, folded, passed_over, skipped, halted, lost_through
   FROM checkpoint
  WHERE reader = $1
    AND journal = $2;
 
 -- lock_checkpoint: How far a reader got, and nobody else moves it until the transaction ends.
-SELECT epoch, position, halted
+SELECT epoch, position, halted, lost_through
   FROM checkpoint
  WHERE reader = $1
    AND journal = $2
@@ -153,16 +168,16 @@ UPDATE checkpoint
  WHERE reader = $1
    AND journal = $2;
 
--- halt_reader: Let a reader stand still until an operator resumes it.
+-- halt_reader: Let a reader stand still until an operator resumes it, or, where it has used what is lost, accepts that.
 UPDATE checkpoint
-   SET halted = $3
+   SET halted = $3, lost_through = $4
  WHERE reader = $1
    AND journal = $2
    AND halted IS NULL;
 
 -- rewind_checkpoint: Take a reader back to where a new lineage begins; all that it still stands by counts as folded.
 UPDATE checkpoint AS c
-   SET epoch = $3, position = $4, halted = $5, passed_over = 0, skipped = 0,
+   SET epoch = $3, position = $4, halted = $5, lost_through = $6, passed_over = 0, skipped = 0,
        folded = $4 - (SELECT count(*) FROM parked AS p WHERE p.reader = c.reader AND p.journal = c.journal)
  WHERE c.reader = $1
    AND c.journal = $2;
@@ -207,15 +222,15 @@ SELECT reader, journal, position, stream, project, type, reason, at
  ORDER BY reader, journal, position;
 
 -- list_checkpoints: This service's readers, with what waits in their parking.
-SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skipped, c.halted,
+SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skipped, c.halted, c.lost_through,
        (SELECT count(*) FROM parked AS p WHERE p.reader = c.reader AND p.journal = c.journal) AS parked
   FROM checkpoint AS c
  ORDER BY c.reader, c.journal;
 
 -- halt_relay: Tell every process why the relay stands still, since the first time that it said so.
-INSERT INTO relay AS r (log, halted)
-VALUES ($1, $2)
-    ON CONFLICT (log) DO UPDATE SET halted = excluded.halted, at = now()
+INSERT INTO relay AS r (log, halted, parted)
+VALUES ($1, $2, $3)
+    ON CONFLICT (log) DO UPDATE SET halted = excluded.halted, parted = excluded.parted, at = now()
  WHERE r.halted <> excluded.halted;
 
 -- resume_relay: Tell every process that the relay goes on.
@@ -223,7 +238,7 @@ DELETE FROM relay
  WHERE log = $1;
 
 -- read_relay: Why the relay stands still; no row where it does not.
-SELECT halted
+SELECT halted, parted
   FROM relay
  WHERE log = $1;
 

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 from chassis.commit import execute_writes
 from chassis.envelope import Meta, Recorded, Registry, from_record, to_record
-from chassis.feed import PAGE_MAX, Feed, NewLineage
+from chassis.feed import PAGE_MAX, Feed, LostTail, NewLineage
 from chassis.journal import (
     Advance,
     Command,
@@ -56,6 +56,7 @@ PARKED_SHARE_PAGE_MIN = 20
 BEHIND = "BEHIND"
 UNKNOWN_TYPE = "UNKNOWN_TYPE"
 UNREADABLE = "UNREADABLE"
+ACCEPT = "Look at what it decided on them, then: fermion restore --accept"
 
 _log = logging.getLogger(__name__)
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
@@ -316,14 +317,18 @@ class Reader:
         row = await self._database.fetchrow(_queries["read_checkpoint"], *self._key)
         if row is None:
             return Checkpoint(0, 0, "")
-        return Checkpoint(row["epoch"], row["position"], row["halted"] or "")
+        return Checkpoint(row["epoch"], row["position"], row["halted"] or "", row["lost_through"])
 
     async def _read(self) -> None:
         await self._database.execute(_queries["open_checkpoint"], *self._key, self._folder is None)
         at = await self._checkpoint()
         self.position, self.halted = at.position, at.halted
         if at.halted:
-            await asyncio.sleep(HALTED_SECONDS)
+            owner = await self.feed.look() if at.lost_through else None
+            if owner is not None and owner.epoch != at.epoch:
+                await self._new_lineage(NewLineage(owner.epoch, owner.epoch_first))
+            else:
+                await asyncio.sleep(HALTED_SECONDS)
             return
         await self._learn_parked()
         await self._retry_unknown()
@@ -342,6 +347,8 @@ class Reader:
                         await self._learn_parked()
         except NewLineage as new:
             await self._new_lineage(new)
+        except LostTail as lost:
+            await self._lost_tail(lost)
         except Systemic as error:
             await self._halt(str(error))
 
@@ -413,33 +420,64 @@ class Reader:
         """
         async with self._transaction() as connection:
             row = await connection.fetchrow(_queries["lock_checkpoint"], *self._key)
-            if row is None or row["halted"] is not None:
+            if row is None or (row["halted"] is not None and not row["lost_through"]):
                 raise Overtaken(self.name)
-            if row["position"] < new.first:
+            lost = row["lost_through"]
+            if row["position"] < new.first and (self._folder is None or not lost):
+                # Who stands still for what he had used goes on standing there.
                 await connection.execute(_queries["adopt_epoch"], *self._key, new.epoch)
                 return
             why, back = None, 0
             if self._folder is not None:
+                lost = 0
                 _log.warning("%s folds %s anew: %s", self.name, self.feed.journal, new)
                 await execute_writes(
                     connection, self._queries, self._folder.clear(self.feed.journal)
                 )
             else:
+                lost = lost or row["position"]
                 why = (
                     f"{self.feed.journal} was restored to before {new.first} (epoch {new.epoch}), "
-                    f"and this reader had decided on facts up to {row['position']}"
+                    f"and this reader had decided on facts up to {lost}. {ACCEPT}"
                 )
                 back = new.first - 1
                 _log.error("%s halted: %s", self.name, why)
-            await connection.execute(_queries["unpark_past"], *self._key, back)
-            await connection.execute(
-                _queries["rewind_checkpoint"], *self._key, new.epoch, back, why
-            )
+            await self._rewind(connection, new.epoch, back, why, lost)
         self.halted = why or ""
+
+    async def _lost_tail(self, tail: LostTail) -> None:
+        """
+        The journal ends before what was read of it, and may grow past that with other facts; so this
+        is kept. A decider goes back to where the journal ends, and stands still there; a folder stands
+        still until the new lineage, and then folds anew.
+        """
+        async with self._transaction() as connection:
+            row = await connection.fetchrow(_queries["lock_checkpoint"], *self._key)
+            if row is None or row["halted"] is not None or row["position"] <= tail.head:
+                raise Overtaken(self.name)
+            read = row["position"]
+            why = (
+                f"{self.feed.journal} ends at {tail.head}, and this reader had used facts up to "
+                f"{read}: the journal has lost its tail. {ACCEPT}"
+            )
+            _log.error("%s halted: %s", self.name, why)
+            if self._folder is None:
+                await self._rewind(connection, tail.epoch, tail.head, why, read)
+            else:
+                await connection.execute(_queries["halt_reader"], *self._key, why, read)
+        self.halted = why
+
+    async def _rewind(
+        self, connection: Connection, epoch: int, position: int, why: str | None, lost: int
+    ) -> None:
+        await connection.execute(_queries["unpark_past"], *self._key, position)
+        await connection.execute(
+            _queries["rewind_checkpoint"], *self._key, epoch, position, why, lost
+        )
 
     async def _halt(self, why: str) -> None:
         _log.error("%s halted: %s", self.name, why)
-        await self._database.execute(_queries["halt_reader"], *self._key, why)
+        await self._database.execute(_queries["halt_reader"], *self._key, why, 0)
         self.halted = why
 
     async def _handle(self, page: Sequence[Recorded]) -> None:
@@ -702,11 +740,15 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """How far a reader got, of which lineage, and why it stands still there."""
+    """
+    How far a reader got, of which lineage, and why it stands still there; `lost_through` only where that
+    is because it had used facts up to there that its journal has lost.
+    """
 
     epoch: int
     position: int
     halted: str
+    lost_through: int = 0
 
 
 @dataclass(slots=True)

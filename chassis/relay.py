@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chassis.bus import BATCH_MAX, Away, Bus, Foreign, OutOfSequence
+from chassis.journal import Head
 from chassis.lease import Lease
 from chassis.queries import Queries
 from chassis.refusals import Unavailable
@@ -30,9 +31,7 @@ HALTED_SECONDS = 5.0
 # After so much quiet the stream is looked at: one that was deleted or cut short is filled again.
 QUIET_SECONDS = 5.0
 
-NEXT_STEP = (
-    "Find out what was lost, then begin a new epoch: see `A relay halted` in docs/operations.md."
-)
+NEXT_STEP = "Find out what was lost, then let it go on as it is: fermion restore --accept"
 
 _log = logging.getLogger(__name__)
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
@@ -68,6 +67,8 @@ class Relay:
         self.position = -1
         self.head = 0
         self.halted = ""
+        # Whether it stands still because of the journal, and not of a message that is no fact.
+        self._parted = False
         # Whether the database is known to tell what `halted` does.
         self._kept = False
 
@@ -91,7 +92,7 @@ class Relay:
             except (Halted, Foreign) as error:
                 if self.halted != str(error):
                     _log.error("relay of %s halted: %s", self._journal.name, error)
-                self.halted = str(error)
+                self.halted, self._parted = str(error), isinstance(error, Halted)
                 with suppress(Unavailable):
                     await self._keep()
                 await asyncio.sleep(HALTED_SECONDS)
@@ -133,13 +134,18 @@ class Relay:
                 raise Away(f"the stream of {name} could not be made")
         # After the tail, so that the head is never behind it by what another relay publishes now.
         head = await self._journal.head()
+        if not tail.empty and await self._outdated(tail.last, head):
+            # A new lineage began on purpose, and this copy is one of what is not true any more.
+            _log.warning("the stream of %s is of a former epoch; filling it anew", name)
+            await self._bus.delete_stream(name)
+            return await self._resume()
         if tail.last > head.position:
             raise Halted(
                 f"the stream ends at {tail.last} and the journal at {head.position}: the journal "
                 f"has lost its tail. {NEXT_STEP}"
             )
         if not tail.empty:
-            await self._compare(tail.last, head.epoch, head.epoch_first)
+            await self._compare(tail.last, head.epoch)
         self.halted = ""
         if not self._kept:
             await self._keep()
@@ -149,13 +155,20 @@ class Relay:
         """Let every process know what `halted` says."""
         database, shard = self._journal.database, self._journal.shard
         if self.halted:
-            await database.execute(_queries["halt_relay"], shard, self.halted)
+            await database.execute(_queries["halt_relay"], shard, self.halted, self._parted)
         else:
             await database.execute(_queries["resume_relay"], shard)
         # A halt is said again and again, for another holder may think that it is over.
         self._kept = not self.halted
 
-    async def _compare(self, last: int, epoch: int, epoch_first: int) -> None:
+    async def _outdated(self, last: int, head: Head) -> bool:
+        """Whether the stream's last message is of a lineage that had ended before it."""
+        stored = await self._bus.message(self._journal.name, last)
+        if stored is None:
+            raise Away(f"message {last} has just gone")
+        return stored.epoch < head.epoch and last >= head.epoch_first
+
+    async def _compare(self, last: int, epoch: int) -> None:
         """Halted where the stream's last message is not what the journal has there."""
         stored = await self._bus.message(self._journal.name, last)
         if stored is None:
@@ -166,7 +179,6 @@ class Relay:
             own is None
             or (own.type, own.data) != (stored.type, stored.data)
             or stored.epoch > epoch
-            or (stored.epoch < epoch and last >= epoch_first)
         ):
             raise Halted(
                 f"position {last} is {stored.type} of epoch {stored.epoch} in the stream and "

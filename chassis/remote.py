@@ -135,6 +135,13 @@ class RemoteLog:
                 f"{error.code().name} {error.details()}",
                 journal=self._journal,
             ) from error
+        if epoch == 0:
+            # A call that ends without a page has told nothing, least of all that nothing is there.
+            raise Unavailable(
+                "LOG_UNAVAILABLE",
+                f"The owner of {self._journal} answered ReadLog with nothing.",
+                journal=self._journal,
+            )
         return Page(
             tuple(from_record(record, self._registry) for record in records), head, epoch, first
         )

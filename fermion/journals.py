@@ -158,6 +158,32 @@ class Journals:
         )
         self._lines[service].ask(self._stubs[service].ResumeReader, request)
 
+    def begin_epoch(
+        self,
+        journal: str,
+        lost_from: int = 0,
+        lost_through: int = 0,
+        *,
+        validate_only: bool = False,
+    ) -> api.BeginEpochResponse:
+        """Let a journal that has lost its tail go on in a new lineage."""
+        service = _service(journal)
+        request = api.BeginEpochRequest(
+            journal=journal,
+            lost_from=lost_from,
+            lost_through=lost_through,
+            validate_only=validate_only,
+        )
+        return self._lines[service].ask(self._stubs[service].BeginEpoch, request)
+
+    def accept_restore(self, reader: str, journal: str, *, validate_only: bool = False) -> None:
+        """Let a reader go on that had decided on what its journal lost."""
+        service = _service(reader)
+        request = api.AcceptRestoreRequest(
+            reader=reader, journal=journal, validate_only=validate_only
+        )
+        self._lines[service].ask(self._stubs[service].AcceptRestore, request)
+
 
 def _service(name: str) -> str:
     """The service that a journal or a reader belongs to; the first one where there is none such."""

@@ -126,6 +126,8 @@ TABLE: Final[Mapping[str, Row]] = {
     "journal.v1.JournalService/RetryParkedFacts": everywhere(ROOT),
     "journal.v1.JournalService/SkipParkedFact": everywhere(ROOT),
     "journal.v1.JournalService/ResumeReader": everywhere(ROOT),
+    "journal.v1.JournalService/BeginEpoch": everywhere(ROOT),
+    "journal.v1.JournalService/AcceptRestore": everywhere(ROOT),
     "instances.v1.InstanceService/CreateInstance": edits("parent", "projects/{}"),
     "instances.v1.InstanceService/GetInstance": reads("name", "projects/{}/instances/dev-1"),
     "instances.v1.InstanceService/ListInstances": reads("parent"),
@@ -398,6 +400,8 @@ SHAPES: Final[Mapping[str, Mapping[str, object]]] = {
         "reason": "none",
     },
     "journal.v1.JournalService/ResumeReader": {"reader": "none/none", "journal": "none/0"},
+    "journal.v1.JournalService/BeginEpoch": {"journal": "none/0"},
+    "journal.v1.JournalService/AcceptRestore": {"reader": "none/none", "journal": "none/0"},
     "instances.v1.InstanceService/CreateInstance": {
         "instance_id": "new",
         "instance": instances.Instance(spec=SPEC),

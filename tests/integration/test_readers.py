@@ -13,9 +13,11 @@ import pytest
 from chassis import feed, readers, relay
 from chassis.embedded import Nats
 from chassis.envelope import Recorded, Registry
+from chassis.lineage import accept
 from chassis.log_service import Hosted, JournalServicer
 from chassis.parking import resume
 from chassis.readers import Reaction
+from chassis.refusals import Refused
 from chassis.remote import LocalLog, RemoteLog
 from fermion.api.instances import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
@@ -419,7 +421,7 @@ async def test_a_new_reader_of_a_restored_journal_reads_it_from_the_start(
             assert (row["epoch"], row["passed_over"]) == (2, 20)
 
 
-async def test_who_decided_on_a_lost_tail_halts_until_resumed_and_reads_what_stands_there_now(
+async def test_who_decided_on_a_lost_tail_halts_until_accepted_and_reads_what_stands_there_now(
     database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "HALTED_SECONDS", 0.05)
@@ -436,13 +438,16 @@ async def test_who_decided_on_a_lost_tail_halts_until_resumed_and_reads_what_sta
             async with reading(sample, Answers(), Gate(other.journal)) as reader:
                 await until(lambda: "epoch 2" in reader.halted, "a restart changes nothing")
                 assert len(await sample.facts()) == 10
-                await resume(
-                    sample.journal,
-                    sample.database,
-                    reader=reader.name,
-                    source=JOURNAL,
-                    meta=META,
-                )
+                with pytest.raises(Refused) as refused:
+                    await resume(
+                        sample.journal,
+                        sample.database,
+                        reader=reader.name,
+                        source=JOURNAL,
+                        meta=META,
+                    )
+                assert refused.value.reason == "RESTORE_NOT_ACCEPTED"
+                await accept(sample.journal, reader.feed, reader=reader.name, meta=META)
                 await reached(reader, other)
             said = [one for one in await sample.facts() if isinstance(one, api.InstanceStopped)]
             assert said[10:] == [answered(f"new_{number}") for number in range(10)]
@@ -474,7 +479,7 @@ async def test_rows_folded_from_a_lost_tail_are_folded_anew(
 async def test_nobody_acts_on_what_the_stream_has_and_the_log_has_lost(
     database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "LOST_TAIL_SECONDS", 0.05)
+    monkeypatch.setattr(readers, "HALTED_SECONDS", 0.05)
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, nats_server, "other") as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
@@ -487,6 +492,7 @@ async def test_nobody_acts_on_what_the_stream_has_and_the_log_has_lost(
             gate = Gate(other.journal)
             async with reading(sample, Answers(), gate, sample.bus) as reader:
                 await until(lambda: gate.asked > 5, "it asks again and again")
+                assert "has lost its tail" in reader.halted
             assert len(await sample.facts()) == 10
 
 

@@ -11,6 +11,7 @@ from chassis import relay as relays
 from chassis import store
 from chassis.bus import Bus, OutOfSequence, Tail
 from chassis.embedded import Nats
+from chassis.lineage import begin
 from chassis.log_service import Hosted, JournalServicer
 from chassis.relay import Relay
 from chassis.rpc import Context
@@ -18,6 +19,7 @@ from fermion.api.journal import v1 as api
 from tests.sample import (
     BOOK,
     FOLDER,
+    META,
     QUERIES,
     Service,
     asked,
@@ -221,7 +223,7 @@ async def halted(service: Service) -> str:
     return answer.journals[0].relay_halted
 
 
-async def test_a_new_epoch_and_an_empty_stream_let_a_halted_relay_go_on(
+async def test_a_new_epoch_lets_a_halted_relay_go_on_with_a_stream_of_its_own(
     database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "HALTED_SECONDS", 0.05)
@@ -231,23 +233,19 @@ async def test_a_new_epoch_and_an_empty_stream_let_a_halted_relay_go_on(
         await restore(other, 20, epoch=1)
     async with serving(database, nats_server, "other") as other:
         await until(lambda: other.relay.halted, "the relay halts")
-        # What docs/operations.md tells an operator to do.
-        await other.database.execute(
-            "INSERT INTO epoch (log, epoch, first_position)"
-            " SELECT log, epoch + 1, position + 1 FROM head"
-        )
-        await other.database.execute("UPDATE head SET epoch = epoch + 1")
-        await other.bus.delete_stream(JOURNAL)
-    async with serving(database, nats_server, "other") as other:
+        head = await begin(other.journal, other.bus, lost_from=0, lost_through=0, meta=META)
+        assert (head.epoch, head.epoch_first) == (2, 21)
+        await until(lambda: not other.relay.halted, "the relay goes on")
         await say(other, 3)
-        await copied(other, 23)
+        # One of them says that the journal was restored.
+        await copied(other, 24)
         await assert_whole(other, other.bus)
-        newest = await other.bus.message(JOURNAL, 23)
+        newest = await other.bus.message(JOURNAL, 24)
         assert newest is not None
         assert newest.epoch == 2
 
 
-async def test_the_same_fact_of_another_epoch_halts_the_relay(
+async def test_a_stream_of_a_former_epoch_is_filled_anew_and_one_of_a_later_epoch_halts_the_relay(
     database: str, nats_server: NatsServer
 ) -> None:
     async with serving(database, nats_server, "other") as other:
@@ -257,12 +255,16 @@ async def test_the_same_fact_of_another_epoch_halts_the_relay(
         await other.database.execute("UPDATE head SET epoch = 2")
         await other.database.execute("INSERT INTO epoch VALUES ('0', 2, 30)")
     async with serving(database, nats_server, "other") as other:
-        await until(lambda: "epoch 2" in other.relay.halted, "the relay halts")
-        await other.database.execute("UPDATE epoch SET first_position = 31 WHERE epoch = 2")
-    async with serving(database, nats_server, "other") as other:
-        await say(other, 1)
-        await copied(other, 31)
+        await copied(other, 30)
         await assert_whole(other, other.bus)
+        newest = await other.bus.message(JOURNAL, 30)
+        assert newest is not None
+        assert newest.epoch == 2
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await other.database.execute("UPDATE head SET epoch = 1")
+    async with serving(database, nats_server, "other") as other:
+        await until(lambda: "epoch 2" in other.relay.halted, "the relay halts")
+        assert await other.bus.tail(JOURNAL) == Tail(1, 30)
 
 
 async def test_a_stream_with_a_message_that_is_no_fact_halts_the_relay(

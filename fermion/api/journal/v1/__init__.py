@@ -1,8 +1,10 @@
 """Messages of `fermion.api.journal.v1`; generated, do not edit."""
 
 from fermion.api.journal.v1.events_pb2 import (
+    JournalRestored,
     ParkedFactSkipped,
     ReaderResumed,
+    RestoreAccepted,
 )
 from fermion.api.journal.v1.resources_pb2 import (
     AuditCheck,
@@ -12,8 +14,12 @@ from fermion.api.journal.v1.resources_pb2 import (
     Record,
 )
 from fermion.api.journal.v1.service_pb2 import (
+    AcceptRestoreRequest,
+    AcceptRestoreResponse,
     AuditJournalRequest,
     AuditJournalResponse,
+    BeginEpochRequest,
+    BeginEpochResponse,
     GetJournalRequest,
     GetJournalResponse,
     JournalStatus,
@@ -34,11 +40,16 @@ from fermion.api.journal.v1.service_pb2 import (
 )
 
 __all__ = [
+    "AcceptRestoreRequest",
+    "AcceptRestoreResponse",
     "AuditCheck",
     "AuditJournalRequest",
     "AuditJournalResponse",
+    "BeginEpochRequest",
+    "BeginEpochResponse",
     "GetJournalRequest",
     "GetJournalResponse",
+    "JournalRestored",
     "JournalStatus",
     "ListFactsRequest",
     "ListFactsResponse",
@@ -54,6 +65,7 @@ __all__ = [
     "RebuildProjectionRequest",
     "RebuildProjectionResponse",
     "Record",
+    "RestoreAccepted",
     "ResumeReaderRequest",
     "ResumeReaderResponse",
     "RetryParkedFactsRequest",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fermion/api/journal/v1/events.proto\x12\x16\x66\x65rmion.api.journal.v1\"f\n\x11ParkedFactSkipped\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x0e\n\x06stream\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"@\n\rReaderResumed\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x0e\n\x06halted\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fermion/api/journal/v1/events.proto\x12\x16\x66\x65rmion.api.journal.v1\"f\n\x11ParkedFactSkipped\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x0e\n\x06stream\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"@\n\rReaderResumed\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\x0e\n\x06halted\x18\x03 \x01(\t\"o\n\x0fJournalRestored\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\x03\x12\x0e\n\x06\x62\x61\x63kup\x18\x04 \x01(\t\x12\x14\n\x0clost_through\x18\x05 \x01(\x03\"l\n\x0fRestoreAccepted\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\x0f\n\x07journal\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ided_through\x18\x05 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,4 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARKEDFACTSKIPPED']._serialized_end=165
   _globals['_READERRESUMED']._serialized_start=167
   _globals['_READERRESUMED']._serialized_end=231
+  _globals['_JOURNALRESTORED']._serialized_start=233
+  _globals['_JOURNALRESTORED']._serialized_end=344
+  _globals['_RESTOREACCEPTED']._serialized_start=346
+  _globals['_RESTOREACCEPTED']._serialized_end=454
 # @@protoc_insertion_point(module_scope)

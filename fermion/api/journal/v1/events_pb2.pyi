@@ -85,3 +85,83 @@ class ReaderResumed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReaderResumed: _TypeAlias = ReaderResumed  # noqa: Y015
+
+@_typing.final
+class JournalRestored(_message.Message):
+    """A journal goes on from an older state: what it had from `first_position` on before is not true any more.
+    Stream `journal/<service>-<shard>` of the journal itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    LOST_THROUGH_FIELD_NUMBER: _builtins.int
+    journal: _builtins.str
+    """The journal."""
+    epoch: _builtins.int
+    """The lineage that begins."""
+    first_position: _builtins.int
+    """The first position of that lineage."""
+    backup: _builtins.str
+    """The backup that it was restored from; empty where its tail was lost in another way."""
+    lost_through: _builtins.int
+    """The last position that its stream or a reader had of the former lineage; 0 where nobody told."""
+    def __init__(
+        self,
+        *,
+        journal: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+        backup: _builtins.str = ...,
+        lost_through: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "epoch", b"epoch", "first_position", b"first_position", "journal", b"journal", "lost_through", b"lost_through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalRestored: _TypeAlias = JournalRestored  # noqa: Y015
+
+@_typing.final
+class RestoreAccepted(_message.Message):
+    """An operator has looked at what a reader had decided on facts that its journal has lost, and lets it go on.
+    Stream `reader/<reader>-<journal>` of the reader's own service.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READER_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    DECIDED_THROUGH_FIELD_NUMBER: _builtins.int
+    reader: _builtins.str
+    """The reader."""
+    journal: _builtins.str
+    """The journal it reads."""
+    epoch: _builtins.int
+    """The lineage that it goes on in."""
+    position: _builtins.int
+    """It goes on behind this position: what it decided on facts up to here stands on the journal."""
+    decided_through: _builtins.int
+    """It had decided on facts up to here, and those from `position` on are lost."""
+    def __init__(
+        self,
+        *,
+        reader: _builtins.str = ...,
+        journal: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        position: _builtins.int = ...,
+        decided_through: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_through", b"decided_through", "epoch", b"epoch", "journal", b"journal", "position", b"position", "reader", b"reader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreAccepted: _TypeAlias = RestoreAccepted  # noqa: Y015

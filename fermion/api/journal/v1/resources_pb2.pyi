@@ -194,6 +194,7 @@ class ReaderProgress(_message.Message):
     PARKED_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     HALTED_FIELD_NUMBER: _builtins.int
+    LOST_THROUGH_FIELD_NUMBER: _builtins.int
     reader: _builtins.str
     """The reader."""
     journal: _builtins.str
@@ -212,6 +213,10 @@ class ReaderProgress(_message.Message):
     """Facts that an operator skipped."""
     halted: _builtins.str
     """Why it stands still; empty while it runs."""
+    lost_through: _builtins.int
+    """It stands still because its journal lost facts that it had used, up to here; 0 while that is not why.
+    `AcceptRestore` lets it go on.
+    """
     def __init__(
         self,
         *,
@@ -224,10 +229,11 @@ class ReaderProgress(_message.Message):
         parked: _builtins.int = ...,
         skipped: _builtins.int = ...,
         halted: _builtins.str = ...,
+        lost_through: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "folded", b"folded", "halted", b"halted", "journal", b"journal", "parked", b"parked", "passed_over", b"passed_over", "position", b"position", "reader", b"reader", "skipped", b"skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "folded", b"folded", "halted", b"halted", "journal", b"journal", "lost_through", b"lost_through", "parked", b"parked", "passed_over", b"passed_over", "position", b"position", "reader", b"reader", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

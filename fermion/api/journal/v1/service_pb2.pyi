@@ -209,6 +209,7 @@ class JournalStatus(_message.Message):
     PUBLISHED_FIELD_NUMBER: _builtins.int
     RELAY_HALTED_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
+    PARTED_FIELD_NUMBER: _builtins.int
     journal: _builtins.str
     """Name of the journal."""
     epoch: _builtins.int
@@ -219,6 +220,10 @@ class JournalStatus(_message.Message):
     """The last position that JetStream has; -1 when it cannot be asked."""
     relay_halted: _builtins.str
     """Why the relay stands still; empty while it runs."""
+    parted: _builtins.bool
+    """Whether the relay stands still because the stream has what the journal has lost; `BeginEpoch` lets
+    both go on.
+    """
     @_builtins.property
     def readers(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.ReaderProgress]:
         """How far this service's readers got in the journals they read."""
@@ -232,10 +237,11 @@ class JournalStatus(_message.Message):
         published: _builtins.int = ...,
         relay_halted: _builtins.str = ...,
         readers: _abc.Iterable[_resources_pb2.ReaderProgress] | None = ...,
+        parted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head", b"head", "journal", b"journal", "published", b"published", "readers", b"readers", "relay_halted", b"relay_halted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head", b"head", "journal", b"journal", "parted", b"parted", "published", b"published", "readers", b"readers", "relay_halted", b"relay_halted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,3 +560,120 @@ class ResumeReaderResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeReaderResponse: _TypeAlias = ResumeReaderResponse  # noqa: Y015
+
+@_typing.final
+class BeginEpochRequest(_message.Message):
+    """Which journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    LOST_FROM_FIELD_NUMBER: _builtins.int
+    LOST_THROUGH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    journal: _builtins.str
+    """Name of the journal, e.g. `instances/0`."""
+    lost_from: _builtins.int
+    """The first position of which a reader knows that it is another fact now; 0 where only the halted relay
+    tells.
+    """
+    lost_through: _builtins.int
+    """The last position that a reader had read of what is lost; 0 where only the halted relay tells."""
+    request_id: _builtins.str
+    """Makes the call safe to retry: a UUID made by the client."""
+    validate_only: _builtins.bool
+    """Decides and answers, and changes nothing."""
+    def __init__(
+        self,
+        *,
+        journal: _builtins.str = ...,
+        lost_from: _builtins.int = ...,
+        lost_through: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "lost_from", b"lost_from", "lost_through", b"lost_through", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginEpochRequest: _TypeAlias = BeginEpochRequest  # noqa: Y015
+
+@_typing.final
+class BeginEpochResponse(_message.Message):
+    """The lineage that the journal is in now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Its number."""
+    first_position: _builtins.int
+    """Its first position."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_position", b"first_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginEpochResponse: _TypeAlias = BeginEpochResponse  # noqa: Y015
+
+@_typing.final
+class AcceptRestoreRequest(_message.Message):
+    """Which reader."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READER_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    reader: _builtins.str
+    """The reader."""
+    journal: _builtins.str
+    """The journal it reads."""
+    request_id: _builtins.str
+    """Makes the call safe to retry: a UUID made by the client."""
+    validate_only: _builtins.bool
+    """Decides and answers, and changes nothing."""
+    def __init__(
+        self,
+        *,
+        reader: _builtins.str = ...,
+        journal: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "reader", b"reader", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptRestoreRequest: _TypeAlias = AcceptRestoreRequest  # noqa: Y015
+
+@_typing.final
+class AcceptRestoreResponse(_message.Message):
+    """Nothing to tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptRestoreResponse: _TypeAlias = AcceptRestoreResponse  # noqa: Y015

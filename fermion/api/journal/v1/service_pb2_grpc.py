@@ -80,6 +80,16 @@ class JournalServiceStub:
                 request_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderRequest.SerializeToString,
                 response_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderResponse.FromString,
                 _registered_method=True)
+        self.BeginEpoch = channel.unary_unary(
+                '/fermion.api.journal.v1.JournalService/BeginEpoch',
+                request_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochResponse.FromString,
+                _registered_method=True)
+        self.AcceptRestore = channel.unary_unary(
+                '/fermion.api.journal.v1.JournalService/AcceptRestore',
+                request_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreRequest.SerializeToString,
+                response_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreResponse.FromString,
+                _registered_method=True)
 
 
 class JournalServiceServicer:
@@ -151,6 +161,21 @@ class JournalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginEpoch(self, request, context):
+        """Lets a journal that has lost its tail go on in a new lineage; that is its next fact.
+        Readers that had decided on what is lost stand still then, each until `AcceptRestore`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptRestore(self, request, context):
+        """Lets a reader go on that stands still because it had decided on what its journal lost; that is a fact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JournalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +223,16 @@ def add_JournalServiceServicer_to_server(servicer, server):
                     servicer.ResumeReader,
                     request_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderRequest.FromString,
                     response_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderResponse.SerializeToString,
+            ),
+            'BeginEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginEpoch,
+                    request_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochResponse.SerializeToString,
+            ),
+            'AcceptRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptRestore,
+                    request_deserializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreRequest.FromString,
+                    response_serializer=fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +479,60 @@ class JournalService:
             '/fermion.api.journal.v1.JournalService/ResumeReader',
             fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderRequest.SerializeToString,
             fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.ResumeReaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.journal.v1.JournalService/BeginEpoch',
+            fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochRequest.SerializeToString,
+            fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.BeginEpochResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fermion.api.journal.v1.JournalService/AcceptRestore',
+            fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreRequest.SerializeToString,
+            fermion_dot_api_dot_journal_dot_v1_dot_service__pb2.AcceptRestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

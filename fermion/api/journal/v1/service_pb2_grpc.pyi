@@ -54,6 +54,12 @@ class JournalServiceStub:
     """Gives up one parked fact for good; that is a fact itself."""
     ResumeReader: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeReaderRequest, _service_pb2.ResumeReaderResponse]
     """Lets a halted reader go on."""
+    BeginEpoch: _grpc.UnaryUnaryMultiCallable[_service_pb2.BeginEpochRequest, _service_pb2.BeginEpochResponse]
+    """Lets a journal that has lost its tail go on in a new lineage; that is its next fact.
+    Readers that had decided on what is lost stand still then, each until `AcceptRestore`.
+    """
+    AcceptRestore: _grpc.UnaryUnaryMultiCallable[_service_pb2.AcceptRestoreRequest, _service_pb2.AcceptRestoreResponse]
+    """Lets a reader go on that stands still because it had decided on what its journal lost; that is a fact."""
 
 @_typing.type_check_only
 class JournalServiceAsyncStub(JournalServiceStub):
@@ -81,6 +87,12 @@ class JournalServiceAsyncStub(JournalServiceStub):
     """Gives up one parked fact for good; that is a fact itself."""
     ResumeReader: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeReaderRequest, _service_pb2.ResumeReaderResponse]  # type: ignore[assignment]
     """Lets a halted reader go on."""
+    BeginEpoch: _aio.UnaryUnaryMultiCallable[_service_pb2.BeginEpochRequest, _service_pb2.BeginEpochResponse]  # type: ignore[assignment]
+    """Lets a journal that has lost its tail go on in a new lineage; that is its next fact.
+    Readers that had decided on what is lost stand still then, each until `AcceptRestore`.
+    """
+    AcceptRestore: _aio.UnaryUnaryMultiCallable[_service_pb2.AcceptRestoreRequest, _service_pb2.AcceptRestoreResponse]  # type: ignore[assignment]
+    """Lets a reader go on that stands still because it had decided on what its journal lost; that is a fact."""
 
 class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
     """The only way to old facts, and what an operator does about readers; one dispatcher a process."""
@@ -159,5 +171,23 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ResumeReaderResponse, _abc.Awaitable[_service_pb2.ResumeReaderResponse]]:
         """Lets a halted reader go on."""
+
+    @_abc_1.abstractmethod
+    def BeginEpoch(
+        self,
+        request: _service_pb2.BeginEpochRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.BeginEpochResponse, _abc.Awaitable[_service_pb2.BeginEpochResponse]]:
+        """Lets a journal that has lost its tail go on in a new lineage; that is its next fact.
+        Readers that had decided on what is lost stand still then, each until `AcceptRestore`.
+        """
+
+    @_abc_1.abstractmethod
+    def AcceptRestore(
+        self,
+        request: _service_pb2.AcceptRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.AcceptRestoreResponse, _abc.Awaitable[_service_pb2.AcceptRestoreResponse]]:
+        """Lets a reader go on that stands still because it had decided on what its journal lost; that is a fact."""
 
 def add_JournalServiceServicer_to_server(servicer: JournalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

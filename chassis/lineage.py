@@ -1,0 +1,190 @@
+"""What becomes of a journal that has lost its tail, and what an operator accepts of that."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from chassis.bus import Away, Bus, Foreign, Tail
+from chassis.command import must_be_the_same
+from chassis.envelope import Meta
+from chassis.feed import Feed
+from chassis.journal import Command, Head, Remembered, Request, Stale
+from chassis.parking import answer_again, lineage_of, not_answered, stream_of
+from chassis.queries import Queries
+from chassis.refusals import Missing, Refused
+from chassis.store import PostgresJournal
+from fermion.api.journal import v1 as api
+
+_queries = Queries.load(Path(__file__).with_name("queries.sql"))
+
+
+async def announce(journal: PostgresJournal, meta: Meta, request: Request | None = None) -> None:
+    """State the lineage that a journal is in, unless it is the first or stated; two at once do no harm."""
+    head = await journal.head()
+    stream = lineage_of(journal.name)
+    stated = (await journal.load([stream]))[stream]
+    epochs = [
+        fact.message.epoch for fact in stated if isinstance(fact.message, api.JournalRestored)
+    ]
+    if head.epoch <= max((1, *epochs)):
+        return
+    row = await journal.database.fetchrow(_queries["read_epoch"], journal.shard, head.epoch)
+    said = api.JournalRestored(
+        journal=journal.name, epoch=head.epoch, first_position=head.epoch_first
+    )
+    if row is not None:
+        said.backup, said.lost_through = row["backup"], row["lost_through"]
+    expected = {stream: len(stated)}
+    with suppress(Stale):
+        await journal.append(
+            Command((said,), meta, expected=expected, request=request, subject=stream)
+        )
+
+
+async def begin(
+    journal: PostgresJournal,
+    bus: Bus,
+    *,
+    lost_from: int,
+    lost_through: int,
+    meta: Meta,
+    request: Request | None = None,
+    only_look: bool = False,
+) -> Head:
+    """
+    Begin a new lineage of a journal that has lost its tail, and state it; the head that it has then.
+
+    It begins where journal and stream part, or where a reader says that it does (`lost_from`). A
+    process that dies in between has begun it, and the next start states it. `Missing`
+    (JOURNAL_NOT_BEHIND) where nothing tells that anything is lost.
+    """
+    try:
+        await not_answered(journal, request)
+    except Remembered as answered:
+        assert request is not None
+        must_be_the_same(request, answered)
+        return await journal.head()
+    database, shard = journal.database, journal.shard
+    relay = await database.fetchrow(_queries["read_relay"], shard)
+    halted = relay is not None and relay["parted"]
+    if not halted and not lost_through:
+        raise Missing(
+            "JOURNAL_NOT_BEHIND",
+            f"Nobody has more of {journal.name} than it has itself.",
+            next_step="`fermion status` shows which relays and readers stand still, and why.",
+            journal=journal.name,
+        )
+    before = await journal.head()
+    tail = None
+    with suppress(Away):
+        tail = await bus.tail(journal.name)
+    first = min(lost_from or before.position + 1, await _parting(journal, bus, tail, before))
+    if only_look:
+        return Head(before.epoch + 1, before.position, first)
+    async with database.connection() as connection, connection.transaction():
+        row = await connection.fetchrow(_queries["lock_head"], shard)
+        # Somebody else may have been faster.
+        if row is not None and row["epoch"] == before.epoch:
+            lost = max(lost_through, 0 if tail is None else tail.last)
+            epoch = before.epoch + 1
+            await connection.execute(_queries["begin_epoch"], shard, epoch, first, lost)
+            await connection.execute(_queries["enter_epoch"], shard, epoch)
+    await announce(journal, meta, request)
+    return await journal.head()
+
+
+async def accept(
+    journal: PostgresJournal,
+    feed: Feed,
+    *,
+    reader: str,
+    meta: Meta,
+    request: Request | None = None,
+) -> int:
+    """
+    Let a reader go on that stands still for what its journal lost; a position that holds that fact.
+
+    `feed` is that of the journal it reads. A request that was answered before is answered again.
+    """
+    source = feed.journal
+    try:
+        await not_answered(journal, request)
+        said = await acceptable(journal, feed, reader=reader)
+        command = Command(
+            (said,),
+            meta,
+            request=request,
+            subject=stream_of(reader, source),
+            resume=(reader, source),
+        )
+        return (await journal.append(command)).position
+    except Remembered as answered:
+        return await answer_again(journal, request, answered)
+
+
+async def acceptable(journal: PostgresJournal, feed: Feed, *, reader: str) -> api.RestoreAccepted:
+    """
+    What there is to accept of a reader; `Missing` (RESTORE_NOT_AWAITED) where it does not wait for that,
+    `Refused` (LINEAGE_NOT_BEGUN) as long as its journal goes on as if nothing had been lost.
+    """
+    source = feed.journal
+    row = await journal.database.fetchrow(_queries["read_checkpoint"], reader, source)
+    if row is None or row["halted"] is None or not row["lost_through"]:
+        raise Missing(
+            "RESTORE_NOT_AWAITED",
+            f"{reader} does not wait on {source} for a restore to be accepted.",
+            next_step="`fermion status` shows which readers stand still, and why.",
+            reader=reader,
+            journal=source,
+        )
+    page = await feed.look()
+    if page.epoch == 1 or page.epoch != row["epoch"] or row["position"] >= page.epoch_first:
+        raise Refused(
+            "LINEAGE_NOT_BEGUN",
+            f"{source} goes on as if nothing had been lost, or {reader} has not heard yet that it does not.",
+            next_step="Begin its new lineage: fermion restore --accept; where that was done, again in a "
+            "moment.",
+            reader=reader,
+            journal=source,
+        )
+    return api.RestoreAccepted(
+        reader=reader,
+        journal=source,
+        epoch=page.epoch,
+        position=row["position"],
+        decided_through=row["lost_through"],
+    )
+
+
+async def _parting(journal: PostgresJournal, bus: Bus, tail: Tail | None, head: Head) -> int:
+    """The first position at which stream and journal are not the same; behind the head where all are."""
+    if tail is None or tail.empty:
+        return head.position + 1
+    same, other = tail.first - 1, min(tail.last, head.position) + 1
+    while same + 1 < other:
+        middle = (same + other) // 2
+        if await _alike(journal, bus, middle):
+            same = middle
+        else:
+            other = middle
+    # What lies before a stream that has nothing of the journal cannot be compared with anything.
+    return 1 if other == tail.first <= head.position else other
+
+
+async def _alike(journal: PostgresJournal, bus: Bus, position: int) -> bool:
+    page = await journal.records(position - 1, 1)
+    try:
+        stored = await bus.message(journal.name, position)
+    except Foreign:
+        return False
+    if stored is None or not page.records:
+        return False
+    own = page.records[0]
+    return (stored.stream, stored.version, stored.type, stored.data, stored.record_time) == (
+        own.stream,
+        own.version,
+        own.type,
+        own.data,
+        own.record_time,
+    )

@@ -1,0 +1,228 @@
+"""A journal that has lost its tail: who stands still, what lets it go on, and what is kept of that."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+
+import pytest
+
+from chassis import readers
+from chassis import relay as relays
+from chassis.bus import Tail
+from chassis.journal import Head, Request
+from chassis.lineage import accept, announce, begin
+from chassis.log_service import progress
+from chassis.refusals import Missing, Refused
+from fermion.api.journal import v1 as journal_api
+from tests.integration.test_readers import tally
+from tests.integration.test_relay import assert_whole, copied, say
+from tests.sample import (
+    META,
+    Answers,
+    Gate,
+    Service,
+    Tallies,
+    answered,
+    asked,
+    reached,
+    reading,
+    restore,
+    serving,
+    until,
+)
+from tests.servers import NatsServer
+
+JOURNAL = "other/0"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands still looks often whether it may go on."""
+    monkeypatch.setattr(readers, "HALTED_SECONDS", 0.05)
+    monkeypatch.setattr(relays, "HALTED_SECONDS", 0.05)
+
+
+async def begun(service: Service, lost_from: int = 0, lost_through: int = 0) -> Head:
+    return await begin(
+        service.journal, service.bus, lost_from=lost_from, lost_through=lost_through, meta=META
+    )
+
+
+async def restored(service: Service) -> Sequence[journal_api.JournalRestored]:
+    """What the journal says of its own lineages."""
+    return [one for one in await service.facts() if isinstance(one, journal_api.JournalRestored)]
+
+
+async def test_a_new_epoch_begins_where_journal_and_stream_part_and_says_what_is_lost(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 30)
+        await copied(other, 30)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 20, epoch=1)
+    async with serving(database, nats_server, "other") as other:
+        # Before anybody has looked it says other things in the place of those that are lost.
+        await say(other, 15, start=100)
+        await until(lambda: other.relay.halted, "the relay halts")
+        assert "fermion restore --accept" in other.relay.halted
+        head = await begun(other)
+        assert (head.epoch, head.epoch_first) == (2, 21)
+        await copied(other, 36)
+        await assert_whole(other, other.bus)
+        assert await restored(other) == [
+            journal_api.JournalRestored(
+                journal=JOURNAL, epoch=2, first_position=21, lost_through=30
+            )
+        ]
+
+
+async def test_no_epoch_begins_where_nothing_is_lost_and_a_request_begins_one_only_once(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 30)
+        await copied(other, 30)
+        with pytest.raises(Missing) as refused:
+            await begun(other)
+        assert refused.value.reason == "JOURNAL_NOT_BEHIND"
+        request = Request("caller/user_ada", "BeginEpoch", str(uuid.uuid4()), b"digest")
+        heads = [
+            await begin(
+                other.journal,
+                other.bus,
+                lost_from=26,
+                lost_through=40,
+                meta=META,
+                request=request,
+            )
+            for _ in range(2)
+        ]
+        assert heads[0] == heads[1]
+        assert (heads[0].epoch, heads[0].epoch_first) == (2, 26)
+        assert len(await restored(other)) == 1
+
+
+async def test_an_epoch_that_nobody_lived_to_state_is_stated_by_the_next_start(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 5)
+        await restore(other, 3, epoch=2)
+    async with serving(database, nats_server, "other") as other:
+        # Also where another process says something first, and several at once.
+        await say(other, 1, start=50)
+        await asyncio.gather(*(announce(other.journal, META) for _ in range(3)))
+        await announce(other.journal, META)
+        assert [(one.epoch, one.first_position) for one in await restored(other)] == [(2, 4)]
+
+
+async def test_a_first_epoch_is_nothing_to_state(database: str, nats_server: NatsServer) -> None:
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 1)
+        await announce(other.journal, META)
+        assert await other.head() == 1
+
+
+async def test_a_reader_that_is_ahead_of_its_journal_stands_still_though_the_journal_grows_past_it(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with (
+        serving(database, nats_server, "other") as other,
+        serving(database, nats_server, "sample") as sample,
+    ):
+        await say(other, 10)
+        # Stream and journal are both of an older state: nothing but the reader tells of it.
+        gate = Gate(other)
+        async with reading(sample, Answers(), gate) as reader:
+            await reached(reader, other)
+    async with serving(database, None, "other", relayed=False) as other:
+        await restore(other, 6, epoch=1)
+    async with (
+        serving(database, None, "other", relayed=False) as other,
+        serving(database, nats_server, "sample") as sample,
+    ):
+        async with reading(sample, Answers(), Gate(other)) as reader:
+            await until(lambda: "has lost its tail" in reader.halted, "it stands still")
+        await say(other, 8, start=100)
+        async with reading(sample, Answers(), Gate(other)) as reader:
+            await until(lambda: "has lost its tail" in reader.halted, "it still does")
+            (told,) = await progress(sample.database)
+            assert (told.position, told.lost_through) == (6, 10)
+            with pytest.raises(Refused) as refused:
+                await accept(sample.journal, reader.feed, reader=reader.name, meta=META)
+            assert refused.value.reason == "LINEAGE_NOT_BEGUN"
+            assert len(await sample.facts()) == 10
+            head = await begun(other, lost_from=7, lost_through=10)
+            assert (head.epoch, head.epoch_first) == (2, 7)
+
+            async def heard() -> bool:
+                (told,) = await progress(sample.database)
+                return told.epoch == 2
+
+            await until(heard, "it has heard of the new epoch")
+            assert reader.halted
+            await accept(sample.journal, reader.feed, reader=reader.name, meta=META)
+            await reached(reader, other)
+        facts = await sample.facts()
+        assert facts[10:11] == [
+            journal_api.RestoreAccepted(
+                reader=reader.name, journal=JOURNAL, epoch=2, position=6, decided_through=10
+            )
+        ]
+        assert sorted(str(one) for one in facts[11:]) == sorted(
+            str(answered(f"inst_{100 + number}")) for number in range(8)
+        )
+        row = await sample.checkpoint(reader)
+        assert row["folded"] + row["passed_over"] == row["position"] == 15
+        with pytest.raises(Missing) as nothing:
+            await accept(sample.journal, reader.feed, reader=reader.name, meta=META)
+        assert nothing.value.reason == "RESTORE_NOT_AWAITED"
+
+
+async def test_a_folder_that_is_ahead_of_its_journal_waits_for_the_new_epoch_and_folds_anew(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "sample") as sample:
+        async with serving(database, None, "other", relayed=False) as other:
+            await other.say(*(asked(f"inst_{number}") for number in range(10)))
+            async with reading(sample, Tallies(), Gate(other)) as reader:
+                await reached(reader, other)
+            await restore(other, 6, epoch=1)
+        async with (
+            serving(database, None, "other", relayed=False) as other,
+            reading(sample, Tallies(), Gate(other)) as reader,
+        ):
+            await until(lambda: "has lost its tail" in reader.halted, "it stands still")
+            await other.say(*(asked(f"new_{number}") for number in range(12)))
+            await begun(other, lost_from=7, lost_through=10)
+            await until(lambda: reader.position == 19, "it has read the new lineage")
+            assert not reader.halted
+            assert await tally(sample) == {
+                **{f"inst_{number}": 1 for number in range(6)},
+                **{f"new_{number}": 1 for number in range(12)},
+            }
+
+
+async def test_facts_of_a_lost_lineage_in_the_stream_are_read_by_nobody_after_the_restore(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "sample") as sample:
+        async with serving(database, nats_server, "other") as other:
+            await other.say(*(asked(f"inst_{number}") for number in range(10)))
+            async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+                await reached(reader, other)
+            await other.say(*(asked(f"lost_{number}") for number in range(10)))
+            await copied(other, 20)
+        async with serving(database, nats_server, "other", relayed=False) as other:
+            await restore(other, 10, epoch=2)
+        async with (
+            serving(database, nats_server, "other") as other,
+            reading(sample, Answers(), Gate(other), sample.bus) as reader,
+        ):
+            await other.say(*(asked(f"new_{number}") for number in range(3)))
+            await reached(reader, other)
+            assert await other.bus.tail(JOURNAL) == Tail(1, 13)
+        assert (await sample.facts())[10:] == [answered(f"new_{number}") for number in range(3)]
