@@ -79,15 +79,16 @@ async def begin(
     tail = None
     with suppress(Away):
         tail = await bus.tail(journal.name)
+    stream_epoch = await _epoch_of(journal, bus, tail)
     first = min(lost_from or before.position + 1, await _parting(journal, bus, tail, before))
     if only_look:
-        return Head(before.epoch + 1, before.position, first)
+        return Head(max(before.epoch, stream_epoch) + 1, before.position, first)
     async with database.connection() as connection, connection.transaction():
         row = await connection.fetchrow(_queries["lock_head"], shard)
         # Somebody else may have been faster.
         if row is not None and row["epoch"] == before.epoch:
             lost = max(lost_through, 0 if tail is None else tail.last)
-            epoch = before.epoch + 1
+            epoch = max(before.epoch, stream_epoch) + 1
             await connection.execute(_queries["begin_epoch"], shard, epoch, first, lost)
             await connection.execute(_queries["enter_epoch"], shard, epoch)
     await announce(journal, meta, request)
@@ -155,6 +156,17 @@ async def acceptable(journal: PostgresJournal, feed: Feed, *, reader: str) -> ap
         position=row["position"],
         decided_through=row["lost_through"],
     )
+
+
+async def _epoch_of(journal: PostgresJournal, bus: Bus, tail: Tail | None) -> int:
+    """The lineage of the stream's last message, which may be one that the journal has lost; 0 for none."""
+    if tail is None or tail.empty:
+        return 0
+    try:
+        stored = await bus.message(journal.name, tail.last)
+    except (Away, Foreign):
+        return 0
+    return 0 if stored is None else stored.epoch
 
 
 async def _parting(journal: PostgresJournal, bus: Bus, tail: Tail | None, head: Head) -> int:

@@ -105,6 +105,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
                     journal=hosted.journal.name,
                     epoch=head.epoch,
                     head=head.position,
+                    epoch_first_position=head.epoch_first,
                     published=await _published(hosted),
                     # Whichever process holds it.
                     relay_halted="" if relay is None else relay["halted"],

@@ -5,6 +5,8 @@ Run the platform, or a part of it.
     python -m services instances scheduler     some of them
     python -m services up [--split]            the embedded start: PostgreSQL, NATS and services
     python -m services down                    stop an embedded start
+    python -m services backup FOLDER           write a backup of one that runs
+    python -m services restore BACKUP          put a backup back, into an empty folder
     python -m services config                  every setting, explained
 """
 
@@ -17,6 +19,8 @@ from collections.abc import Sequence
 from chassis import config, process
 from chassis.config import Common
 from services import supervisor
+from services.backup import backup
+from services.restore import restore
 from services.serve import TARGETS
 
 
@@ -36,11 +40,15 @@ def main(arguments: Sequence[str]) -> int:
             return supervisor.up(rest)
         case ["down", *rest]:
             return supervisor.down(rest)
+        case ["backup", *rest]:
+            return backup(rest)
+        case ["restore", *rest]:
+            return restore(rest)
         case ["all"]:
             return process.main(TARGETS, list(TARGETS))
     for name in arguments:
         if name not in TARGETS:
-            known = [*TARGETS, "all", "up", "down", "config"]
+            known = [*TARGETS, "all", "up", "down", "backup", "restore", "config"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             told = f"error: There is no service {name!r}; there are {', '.join(known)}.{hint}"

@@ -266,6 +266,7 @@ def up(
     try:
         home.prepare()
         home.hold("")
+        home.whole()
         keys = Keys.prepare(home, targets)
         ports = Ports.load(home.path("ports.json"))
         postgres = Postgres(

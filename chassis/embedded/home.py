@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -22,6 +23,9 @@ FOLDERS: Final = (
 # Who reads the lock holds it for an instant; a start that meets one tries again.
 HOLD_TRIES_MAX: Final = 5
 HOLD_PAUSE_SECONDS: Final = 0.02
+# There as long as a restore into the folder has not come to its end; names the backup.
+RESTORING: Final = "restoring"
+LOCK: Final = "lock"
 
 
 def default_home() -> Path:
@@ -50,6 +54,15 @@ class Home:
                 f"The embedded start runs on Linux, and this is {sys.platform}.",
                 next_step="Start it in a Linux container or virtual machine.",
             )
+        self.own()
+        try:
+            for part in FOLDERS:
+                self.path(part).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def own(self) -> None:
+        """Have the folder, open to its owner alone, and nothing in it; refuse that of another."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             owner = self.root.stat().st_uid
@@ -62,15 +75,35 @@ class Home:
                     folder=str(self.root),
                 )
             self.root.chmod(0o700)
-            for part in FOLDERS:
-                self.path(part).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
+
+    def restored_from(self) -> str:
+        """The backup of a restore that has not come to its end here; empty where there is none."""
+        try:
+            return self.path(RESTORING).read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def whole(self) -> None:
+        """Refuse a folder that a restore has left half (RESTORE_UNFINISHED)."""
+        backup = self.restored_from()
+        if backup:
+            raise Refused(
+                "RESTORE_UNFINISHED",
+                f"A restore of {backup} into {self.root} has not come to its end.",
+                next_step=f"Begin it again: fermion restore {shlex.quote(backup)} --home "
+                f"{shlex.quote(str(self.root))}.",
+                folder=str(self.root),
+                backup=backup,
+            )
 
     def hold(self, address: str) -> None:
         """Take the folder; a second start is refused with who holds it (HOME_HELD)."""
         try:
-            file = self.path("lock").open("a+")
+            file = self.path(LOCK).open("a+")
         except OSError as error:
             raise self._unusable(error) from error
         for left in reversed(range(HOLD_TRIES_MAX)):
@@ -99,7 +132,7 @@ class Home:
     def holder(self) -> dict[str, str]:
         """Who holds the folder, as it said itself (pid, since, address); empty where nobody does."""
         try:
-            file = self.path("lock").open()
+            file = self.path(LOCK).open()
         except FileNotFoundError:
             return {}
         except OSError as error:

@@ -76,6 +76,22 @@ class Postgres:
             return f"postgresql://fermion@127.0.0.1:{self.tcp_port}/{database}?passfile={passfile}"
         return f"postgresql://fermion@/{database}?host={quote(str(self._run))}&passfile={passfile}"
 
+    @property
+    def version(self) -> int:
+        """The major version of its programs."""
+        return self._version
+
+    def running_dsn(self) -> str | None:
+        """How to reach the server that somebody runs in this folder, by its socket; None where none does."""
+        try:
+            lines = (self.home / "data" / "postmaster.pid").read_text().splitlines()
+            port, folder = int(lines[3]), lines[4]
+        except (OSError, ValueError, IndexError):
+            return None
+        passfile = quote(str(self.home / "passfile"))
+        where = f"host={quote(folder)}&port={port}"
+        return f"postgresql://fermion@/fermion?{where}&passfile={passfile}"
+
     def start(self) -> None:
         """Make the cluster where there is none, then start the server; see `look`."""
         for folder in (self.home, self._run):
@@ -86,7 +102,7 @@ class Postgres:
         if not (data / "PG_VERSION").exists():
             self._initialise(data, self._standing)
         self._check_version(data)
-        self._clear(data)
+        self.clear()
         self._hand_over(data, self._standing)
         with (self.home / "postgres.log").open("ab") as log:
             self.process = spawn(
@@ -198,8 +214,9 @@ class Postgres:
                 "FERMION_HOME.",
             )
 
-    def _clear(self, data: Path) -> None:
+    def clear(self) -> None:
         """See to it that nothing of a killed server is left, neither a process nor its pid file."""
+        data = self.home / "data"
         deadline = time.monotonic() + LINGER_SECONDS_MAX
         while lingering := _servers_in(data):
             if time.monotonic() > deadline:

@@ -22,6 +22,12 @@ Everywhere: --debug shows the traceback of an error.
 COMMANDS = (
     ("up", "fermion.cli.local:up", "Start the platform on this machine, in the foreground."),
     ("down", "fermion.cli.local:down", "Stop the platform on this machine."),
+    (
+        "backup",
+        "fermion.cli.local:backup",
+        "Write the platform's state into a folder, while it runs.",
+    ),
+    ("restore", "fermion.cli.local:restore", "Put a backup back, or accept what a restore lost."),
     ("status", "fermion.cli.operate:status", "Show whether it runs: cluster, journals, readers."),
     ("doctor", "fermion.cli.doctor:doctor", "Check everything, and say how to mend it."),
     ("whoami", "fermion.cli.people:whoami", "Show who you are and what you may do."),

@@ -14,8 +14,8 @@ from typing import Annotated, Final
 from cyclopts import Parameter
 
 import fermion
-from fermion.cli import show, stopping
-from fermion.cli.options import OutputOption
+from fermion.cli import accepting, show, stopping
+from fermion.cli.options import Options, OutputOption
 from fermion.errors import FailedPrecondition, InvalidArgument
 
 GPUS_MAX: Final = 64
@@ -77,6 +77,62 @@ def down(
     if stop_all:
         stopping.stop_all()
     _services(["down"])
+
+
+def backup(
+    folder: Annotated[str, Parameter(help="The folder that becomes the backup.")],
+    /,
+    *,
+    without_files: Annotated[
+        bool, Parameter(help="Without files of volumes and logs of instances.")
+    ] = False,
+) -> None:
+    """
+    Write the state of the platform on this machine into a new folder, while it runs.
+
+    The folder holds facts, keys, settings and the local cluster as of one moment, and is there whole
+    or not at all. It is as secret as the platform's keys.
+    """
+    _services(["backup", *(["--without-files"] if without_files else []), "--", folder])
+
+
+def restore(
+    folder: Annotated[str, Parameter(help="A folder that `fermion backup` has made.")] = "",
+    /,
+    *,
+    home: Annotated[
+        str, Parameter(help="The empty folder that is to hold the state [FERMION_HOME].")
+    ] = "",
+    accept: Annotated[
+        bool, Parameter(help="Let go on what stands still because a journal has lost facts.")
+    ] = False,
+    options: Options = Options(),
+) -> None:
+    """
+    Put a backup back into an empty folder, also on another machine; or accept what was lost.
+
+    With --accept no folder is named, and the platform runs: each journal that ends before its stream or
+    its readers goes on in a new epoch, and each reader that had decided on what is lost goes on behind
+    it. Look first at what was lost (`fermion status`); both are kept as facts.
+    """
+    if accept == bool(folder):
+        raise InvalidArgument(
+            "A backup is restored, or what a restore lost is accepted: one of both.",
+            reason="OPTION_INVALID",
+            violations=(("--accept", "must be given where no backup is named, and only there"),),
+            next_step="Name a backup, or say --accept.",
+        )
+    if accept:
+        if home:
+            raise InvalidArgument(
+                "--home names where a backup is put, and --accept asks the platform that runs.",
+                reason="OPTION_INVALID",
+                violations=(("--home", "must not be given with --accept"),),
+                next_step="Leave it out.",
+            )
+        accepting.accept_all(options)
+        return
+    _services(["restore", *(["--home", home] if home else []), "--", folder])
 
 
 def version(*, output: OutputOption = "table") -> None:

@@ -68,6 +68,8 @@ def of_waiting(word: str, detail: str, arguments: Mapping[str, str]) -> api.Reas
                 message=f"Run {arguments['run']} ended with {arguments['end']}; "
                 f"it is run again at {arguments['until']}.",
             )
+        case "RESTORED":
+            return _restored()
         case _:
             return None
 
@@ -105,6 +107,8 @@ def of_run(word: str, detail: str, limit: int) -> api.Reason | None:
                 code="MACHINE_RESTARTED",
                 message="The machine was restarted; it ended at the last proof of life.",
             )
+        case "RESTORED":
+            return _restored()
         case _:
             return None
 
@@ -115,4 +119,11 @@ def of_readiness(check: str, found: str) -> api.Reason:
         code="CHECK_NOT_PASSED",
         arguments={"check": check, "found": found},
         message=f"Its {check} check has not passed: {found or 'it was not asked yet'}.",
+    )
+
+
+def _restored() -> api.Reason:
+    return api.Reason(
+        code="RESTORED",
+        message="The platform was restored from a backup; it ended at its last proof of life in that.",
     )

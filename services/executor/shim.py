@@ -439,6 +439,11 @@ class Log:
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
 
+    def close(self) -> None:
+        """Let the file go."""
+        if self._file >= 0:
+            os.close(self._file)
+
     def _begin(self, place: int) -> None:
         file = os.open(
             f"{self._folder}/{place:020d}",

@@ -13,7 +13,7 @@ from chassis.refusals import Invalid, Violation
 from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.executor.v1 import service_pb2_grpc
 from fermion.api.workload.v1 import events_pb2
-from services.executor import aggregate, gpus, limits, projection
+from services.executor import aggregate, gpus, keeping, limits, projection
 from services.executor.cluster_local import LocalCluster
 from services.executor.config import Settings
 from services.executor.consumer import Wants
@@ -60,7 +60,7 @@ def ground(settings: Settings) -> Ground:
         settings.root,
         uid,
         node=socket.gethostname(),
-        limits=limits.probe(uid),
+        limits=limits.probe(keeping.group_name(settings.root, uid)),
         gpus=gpus.simulated(count) if count else gpus.found(),
         pace=Pace(log_days=settings.log_days),
     )

@@ -210,6 +210,7 @@ class JournalStatus(_message.Message):
     RELAY_HALTED_FIELD_NUMBER: _builtins.int
     READERS_FIELD_NUMBER: _builtins.int
     PARTED_FIELD_NUMBER: _builtins.int
+    EPOCH_FIRST_POSITION_FIELD_NUMBER: _builtins.int
     journal: _builtins.str
     """Name of the journal."""
     epoch: _builtins.int
@@ -224,6 +225,8 @@ class JournalStatus(_message.Message):
     """Whether the relay stands still because the stream has what the journal has lost; `BeginEpoch` lets
     both go on.
     """
+    epoch_first_position: _builtins.int
+    """First position of the lineage."""
     @_builtins.property
     def readers(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.ReaderProgress]:
         """How far this service's readers got in the journals they read."""
@@ -238,10 +241,11 @@ class JournalStatus(_message.Message):
         relay_halted: _builtins.str = ...,
         readers: _abc.Iterable[_resources_pb2.ReaderProgress] | None = ...,
         parted: _builtins.bool = ...,
+        epoch_first_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head", b"head", "journal", b"journal", "parted", b"parted", "published", b"published", "readers", b"readers", "relay_halted", b"relay_halted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_first_position", b"epoch_first_position", "head", b"head", "journal", b"journal", "parted", b"parted", "published", b"published", "readers", b"readers", "relay_halted", b"relay_halted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,215 @@
+"""`fermion restore`: a platform's state out of a backup, in an empty folder of any machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from chassis.embedded import Home, Postgres, default_home
+from chassis.embedded.bundle import (
+    DATABASE,
+    FILES,
+    JournalKept,
+    Manifest,
+    damaged,
+    newer,
+    sync_folder,
+    unknown,
+    unpack,
+)
+from chassis.embedded.home import LOCK, RESTORING
+from chassis.embedded.postgres import find_binaries
+from chassis.keys import write_private
+from chassis.postgres import LOST, Connection, Database, create_database
+from chassis.process import KERNEL_MIGRATIONS
+from chassis.refusals import Refused, Unavailable
+from services.backup import CLUSTER, FULL, run, unwritable
+from services.executor import keeping
+from services.executor.keeping import Settled
+from services.serve import TARGETS
+from services.supervisor import say
+
+EXECUTOR: Final = "executor"
+
+
+def restore(arguments: Sequence[str]) -> int:
+    """Make an empty folder the state of a platform, as a backup has it; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m services restore", description=restore.__doc__)
+    parser.add_argument("backup", type=Path, help="a folder that `fermion backup` has made")
+    parser.add_argument("--home", type=Path, default=None, help="the folder [FERMION_HOME]")
+    asked = parser.parse_args(arguments)
+    folder = asked.backup.absolute()
+    home = Home(asked.home or default_home())
+    try:
+        manifest = Manifest.read(folder)
+        missing = unknown(manifest.migrations, known_migrations())
+        if missing:
+            raise newer(folder, f"its database has {missing[0]}, which this one does not know")
+        say(f"Checking {folder}, of {manifest.made} …")
+        manifest.check(folder)
+        with taken(home, folder):
+            settled = put_back(home, folder, manifest)
+    except Refused as refusal:
+        say(f"error: {refusal.message} {refusal.next_step}".rstrip())
+        return 1
+    say(f"{home.root} holds {manifest.facts} facts of {len(manifest.journals)} journals.")
+    if settled.ended:
+        say(
+            f"{settled.ended} replicas were there then, and ended at their last proof of life; start "
+            "again what is to run."
+        )
+    if settled.empty:
+        say(f"{settled.empty} volumes are empty: their files are not in the backup.")
+    say("Settings by environment (FERMION_…) and options of `fermion up` are not in a backup.")
+    say(f"Start it: FERMION_HOME={home.root} fermion up")
+    return 0
+
+
+def known_migrations() -> dict[str, set[str]]:
+    """Every migration that this release has, by schema."""
+    kernel = _names(KERNEL_MIGRATIONS)
+    found = {}
+    for name, target in TARGETS.items():
+        folder = target.folder / "migrations"
+        found[name] = kernel | _names(folder / "state")
+        found[f"{name}_rows"] = _names(folder / "rows")
+    return found
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.sql")}
+
+
+@contextmanager
+def taken(home: Home, backup: Path) -> Iterator[None]:
+    """
+    Hold a folder that is empty, or that a restore has left half, while it is filled.
+
+    As long as it is not whole a file in it says so, and no platform starts on it.
+    """
+    try:
+        home.own()
+        _empty(home)
+        home.hold("")
+        try:
+            _empty(home)
+            write_private(home.path(RESTORING), f"{backup}\n")
+            sync_folder(home.root)
+            Postgres(home.path("postgres")).clear()
+            for left in os.listdir(home.root):
+                if left not in (LOCK, RESTORING):
+                    _remove(home.path(left))
+            home.prepare()
+            yield
+            # What initdb wrote is not known to be on the disk.
+            os.sync()
+            home.path(RESTORING).unlink()
+            sync_folder(home.root)
+        finally:
+            home.release()
+    except OSError as error:
+        raise unwritable(home.root, error) from error
+
+
+def _empty(home: Home) -> None:
+    there = set(os.listdir(home.root)) - {LOCK}
+    if there and RESTORING not in there:
+        raise Refused(
+            "HOME_NOT_EMPTY",
+            f"{home.root} is not empty: it holds {sorted(there)[0]}. A restore replaces nothing.",
+            next_step="Name an empty folder with --home, or move this one away.",
+            folder=str(home.root),
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def put_back(home: Home, backup: Path, manifest: Manifest) -> Settled:
+    """Fill a folder that is held: files, then the database in one transaction, then the cluster."""
+    unpack(backup / FILES, home.root)
+    postgres = Postgres(home.path("postgres"))
+    postgres.start()
+    try:
+        postgres.wait_ready()
+        asyncio.run(create_database(postgres.dsn_of("postgres"), "fermion"))
+        run(
+            [
+                *(str(find_binaries() / "pg_restore"), f"--dbname={postgres.dsn}"),
+                *("--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"),
+                str(backup / DATABASE),
+            ],
+            _failed,
+        )
+        volumes = asyncio.run(_begin_epochs(postgres.dsn, backup, manifest))
+    finally:
+        postgres.stop()
+    return keeping.settle(home.path(CLUSTER), volumes)
+
+
+async def _begin_epochs(dsn: str, backup: Path, manifest: Manifest) -> list[str]:
+    """
+    Begin a new lineage of every journal behind its head; the volumes that there are.
+
+    Whoever has read past it, a subscriber, a service elsewhere, can tell by that. Each journal says
+    so itself at its first start.
+    """
+    # No number that a lineage has had: this backup may have been restored before, and lived on.
+    epoch = int(time.time())
+    try:
+        connection = await Database(dsn, "restore").pinned("restore")
+        try:
+            async with connection.transaction():
+                for schema in sorted({one.journal.split("/")[0] for one in manifest.journals}):
+                    await _begin_epoch(connection, schema, epoch, backup, manifest)
+                rows = await connection.fetch(
+                    f'SELECT uid FROM "{EXECUTOR}".wanted_volume WHERE NOT revoked'
+                )
+            return [row["uid"] for row in rows]
+        finally:
+            await connection.close()
+    except (Unavailable, *LOST) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise _failed(f"the database went away ({error})") from error
+
+
+async def _begin_epoch(
+    connection: Connection, schema: str, epoch: int, backup: Path, manifest: Manifest
+) -> None:
+    rows = await connection.fetch(f'SELECT log, epoch, position FROM "{schema}".head ORDER BY log')
+    found = [JournalKept(f"{schema}/{row['log']}", row["epoch"], row["position"]) for row in rows]
+    told = [one for one in manifest.journals if one.journal.split("/")[0] == schema]
+    if found != told:
+        raise damaged(backup, f"its database has {found} where it says {told}")
+    await connection.execute(
+        f'INSERT INTO "{schema}".epoch (log, epoch, first_position, backup)'
+        f' SELECT log, greatest(epoch + 1, $2::bigint), position + 1, $1 FROM "{schema}".head',
+        manifest.uid,
+        epoch,
+    )
+    await connection.execute(
+        f'UPDATE "{schema}".head SET epoch = greatest(epoch + 1, $1::bigint)', epoch
+    )
+    # Who held a lease, and why a relay stood still, is of the platform that the backup was taken from.
+    await connection.execute(f"UPDATE \"{schema}\".lease SET expires_at = '-infinity'")
+    await connection.execute(f'DELETE FROM "{schema}".relay')
+
+
+def _failed(why: str) -> Refused:
+    return Refused(
+        "RESTORE_FAILED",
+        f"The backup was not put back: {why}.",
+        next_step="Mend that, and begin it again: what is half there is taken away then.",
+    )
