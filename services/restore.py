@@ -62,11 +62,11 @@ def restore(arguments: Sequence[str]) -> int:
     say(f"{home.root} holds {manifest.facts} facts of {len(manifest.journals)} journals.")
     if settled.ended:
         say(
-            f"{settled.ended} replicas were there then, and ended at their last proof of life; start "
-            "again what is to run."
+            f"Replicas that were there then, and ended at their last proof of life: {settled.ended}. "
+            "Start again what is to run."
         )
     if settled.empty:
-        say(f"{settled.empty} volumes are empty: their files are not in the backup.")
+        say(f"Volumes that are empty, for their files are not in the backup: {settled.empty}.")
     say("Settings by environment (FERMION_…) and options of `fermion up` are not in a backup.")
     say(f"Start it: FERMION_HOME={home.root} fermion up")
     return 0

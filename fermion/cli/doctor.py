@@ -44,6 +44,7 @@ SKEW_SECONDS_MAX: Final = 2.0
 LAG_MAX: Final = 1000
 PROBE_SECONDS: Final = 2.0
 CALL_SECONDS_MAX: Final = 5.0
+ACCEPT: Final = "fermion restore --accept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +257,17 @@ def facts(journals: Sequence[api.JournalStatus]) -> Iterator[Finding]:
             f"journal {one.journal}",
             well,
             one.relay_halted or f"head {one.head}, {away}",
-            "Is NATS there? See logs/ and nats/nats.log in the state folder.",
+            f"Find out what was lost, then: {ACCEPT}"
+            if one.parted
+            else "Is NATS there? See logs/ and nats/nats.log in the state folder.",
         )
     for reading in readings(journals):
         progress = reading.progress
         well = not progress.halted and not progress.parked and reading.behind <= LAG_MAX
         mend = f"fermion journal resume {progress.reader} {progress.journal}"
-        if not progress.halted:
+        if progress.lost_through:
+            mend = f"Look at what it decided on facts up to {progress.lost_through}, then: {ACCEPT}"
+        elif not progress.halted:
             mend = "fermion journal parked, then: fermion journal retry or skip"
         yield Finding(
             f"reader {progress.reader} of {progress.journal}",

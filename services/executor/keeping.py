@@ -72,11 +72,15 @@ def settle(root: Path, wanted: Collection[str]) -> Settled:
             record = shim.read_record(str(folder))
         except OSError:
             record = None
-        if record is None:
+        if record is None or not (folder / "spec").exists():
             shutil.rmtree(folder)
-        elif record.head.phase != shim.ENDED:
+            continue
+        if record.head.phase != shim.ENDED:
             _end(folder, record)
             ended += 1
+        # It was forgotten while it was packed: here it is again, and is forgotten again.
+        spec = shim.Words((folder / "spec").read_bytes())
+        shutil.rmtree(root / "kept" / spec.one("uid"), ignore_errors=True)
     there = set(os.listdir(root / "volumes"))
     for uid in there - set(wanted):
         shutil.rmtree(root / "volumes" / uid)
