@@ -208,10 +208,10 @@ class Pack:
             member.size = len(data)
             self._tar.addfile(member, io.BytesIO(data))
         else:
-            self._tar.addfile(member, _Steady(file))
+            self._tar.addfile(member, Steady(file))
 
 
-class _Steady(io.RawIOBase):
+class Steady(io.RawIOBase):
     """A file that gives as much as is asked for: zeros where it has become shorter."""
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chassis.embedded import free_port
+from chassis.envelope import Registry
 from chassis.refusals import Invalid, Unavailable
-from chassis.remote import Peer, channel_to
+from chassis.remote import Peer, RemoteLog, channel_to
+from fermion.api.journal import v1 as journal
+from fermion.api.journal.v1 import service_pb2_grpc
 
 
 async def test_the_next_address_is_tried_where_nobody_is_at_the_first() -> None:
@@ -84,4 +88,24 @@ async def test_a_peer_is_asked_with_a_token_and_not_longer_than_it_may_take() ->
         with pytest.raises(Unavailable, match="DEADLINE_EXCEEDED"):
             await peer.ask(check, health_pb2.HealthCheckRequest(), 0.2)
     assert ("authorization", "Bearer secret") in told
+    await server.stop(0)
+
+
+async def test_an_owner_that_answers_with_nothing_has_not_told_that_nothing_is_there() -> None:
+    class Silent(service_pb2_grpc.JournalServiceServicer):
+        async def ReadLog(
+            self, request: journal.ReadLogRequest, context: object
+        ) -> AsyncIterator[journal.ReadLogResponse]:
+            for answer in ():
+                yield answer
+
+    server = grpc.aio.server()
+    service_pb2_grpc.add_JournalServiceServicer_to_server(Silent(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with channel_to("FERMION_ADDRESS", f"127.0.0.1:{port}") as channel:
+        log = RemoteLog(channel, "a/0", lambda: "token", Registry({}))
+        with pytest.raises(Unavailable) as error:
+            await log.read(0, 1)
+        assert error.value.reason == "LOG_UNAVAILABLE"
     await server.stop(0)

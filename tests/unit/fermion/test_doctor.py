@@ -95,6 +95,27 @@ def test_what_stands_still_is_found_with_the_command_that_mends_it() -> None:
     assert not found["reader c/b of b/0"].well
 
 
+def test_what_a_journal_has_lost_is_found_with_the_command_that_accepts_it() -> None:
+    lost = api.ReaderProgress(
+        reader="a/b", journal="b/0", position=5, halted="it has lost its tail", lost_through=9
+    )
+    journals = [
+        api.JournalStatus(
+            journal="b/0",
+            head=5,
+            published=9,
+            relay_halted="ends at 9",
+            parted=True,
+            readers=[lost],
+        )
+    ]
+    found = {finding.what: finding for finding in doctor.facts(journals)}
+    for one, says in (("journal b/0", "what was lost"), ("reader a/b of b/0", "up to 9")):
+        assert not found[one].well
+        assert says in found[one].mend
+        assert found[one].mend.endswith("fermion restore --accept")
+
+
 def cluster(
     limits: workload.Capabilities.Limits.ValueType = workload.Capabilities.LIMITS_CGROUP2,
 ) -> executor.Cluster:

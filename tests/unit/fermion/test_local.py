@@ -115,3 +115,27 @@ def test_gpus_that_are_pretended_are_told_to_the_platform(
     assert run(["up", "--simulate-gpus", "65"]) == 2
     assert "--simulate-gpus is 65: it must be 0 to 64." in capsys.readouterr().err
     assert local.GPUS_MAX == supervisor.GPUS_MAX
+
+
+def test_a_backup_and_a_restore_are_handed_over(tmp_path: Path) -> None:
+    for words, told in (
+        (("backup", "/b"), "backup -- /b"),
+        (("backup", "/b", "--without-files"), "backup --without-files -- /b"),
+        (("restore", "/b"), "restore -- /b"),
+        (("restore", "/b", "--home", "/h"), "restore --home /h -- /b"),
+    ):
+        assert handed_over(tmp_path, *words).stdout == f"services {told}\n"
+
+
+def test_a_restore_is_of_a_backup_or_accepts_what_was_lost_and_never_both(
+    here: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in (
+        (["restore"], "one of both"),
+        (["restore", "/b", "--accept"], "one of both"),
+        (["restore", "--accept", "--home", "/h"], "--home names where a backup is put"),
+    ):
+        assert run(words) == 2
+        assert told in capsys.readouterr().err
+    assert run(["restore", "--accept"]) == 0
+    assert capsys.readouterr().out == "Nothing waits for that.\n"
