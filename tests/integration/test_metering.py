@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -61,18 +62,20 @@ class Metered:
 
     def plant(self, correct: str, fault: str) -> None:
         """Put a fault into the function that meters."""
-        text = (ROOM / "migrations" / "rows" / "0002_metered.sql").read_text()
+        text = (ROOM / "migrations" / "rows" / "0003_metered_together.sql").read_text()
         assert correct in text
         self._runner.run(self._replace(text.replace(correct, fault)))
 
     def mend(self) -> None:
         """Have the function as it is written."""
         self._runner.run(
-            self._replace((ROOM / "migrations" / "rows" / "0002_metered.sql").read_text())
+            self._replace((ROOM / "migrations" / "rows" / "0003_metered_together.sql").read_text())
         )
 
     async def _replace(self, text: str) -> None:
         async with self._database.connection() as connection, connection.transaction():
+            # It is there, in the form that the file takes the place of no more.
+            text = re.sub("^DROP FUNCTION .*;$", "", text, flags=re.MULTILINE)
             text = text.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION")
             await connection.execute(f'SET LOCAL search_path TO "{self._database.rows_schema}"')
             await connection.execute(text)

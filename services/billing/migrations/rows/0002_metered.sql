@@ -12,7 +12,7 @@ SET LOCAL check_function_bodies = off;
 -- p_book: the last price book that is looked at. p_step: also cut at multiples of so many ms.
 -- p_slack: what its cluster could not prove alive is looked at for so long behind its last proof.
 CREATE FUNCTION metered(
-    p_project text, p_owner text, p_workloads text[], p_from bigint, p_to bigint,
+    p_project text, p_owner text, p_workload text, p_from bigint, p_to bigint,
     p_caps jsonb, p_cut jsonb, p_book integer, p_step bigint, p_slack bigint
 ) RETURNS TABLE (
     uid text, run integer, state integer, billed boolean, start_ms bigint, end_ms bigint,
@@ -30,7 +30,7 @@ WITH life AS (
       LEFT JOIN unproven AS n ON n.cluster = r.cluster AND n.replica = r.uid
      WHERE (p_project IS NULL OR r.project = p_project)
        AND (p_owner IS NULL OR r.owner = p_owner)
-       AND (p_workloads IS NULL OR r.workload = ANY (p_workloads))
+       AND (p_workload IS NULL OR r.workload = p_workload)
        -- At an older cut it was not released yet, whenever that was.
        AND (coalesce(r.released_ms, 9223372036854775807) >= p_from
             OR r.released_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
@@ -82,18 +82,13 @@ runs AS (
 -- Nobody knows whether it lives: until it is found, or another run of it starts.
 gaps AS (
     SELECT g.replica AS uid, g.lost_ms AS lost,
-           least(CASE WHEN g.found_position <= r.cut THEN g.found_ms END, min(u.start)) AS found
+           least(
+               CASE WHEN g.found_position <= r.cut THEN g.found_ms END,
+               (SELECT min(u.start) FROM runs AS u WHERE u.uid = r.uid AND u.start > g.lost_ms)
+           ) AS found
       FROM replicas AS r
       JOIN gap AS g ON g.replica = r.uid
-      LEFT JOIN runs AS u ON u.uid = r.uid AND u.start > g.lost_ms
      WHERE g.lost_position <= r.cut
-     GROUP BY g.replica, g.n, r.cut
-),
--- One row a replica, for what is looked up by replica may not be looked through for each.
-losses AS (
-    SELECT g.uid, array_agg(g.lost) AS lost, array_agg(g.found) AS found
-      FROM gaps AS g
-     GROUP BY g.uid
 ),
 spans AS (
     SELECT u.uid, u.run, 1 AS state, u.start AS first, least(coalesce(u.stop, u.cap), u.cap) AS last,
@@ -125,12 +120,12 @@ spans AS (
              ) AS k
              WHERE (p_project IS NULL OR w.project = p_project)
                AND (p_owner IS NULL OR w.owner = p_owner)
-               AND p_workloads IS NULL
+               AND p_workload IS NULL
                AND (coalesce(w.deleted_ms, 9223372036854775807) >= p_from
                     OR w.deleted_position > (SELECT min(value::bigint) FROM jsonb_each_text(p_cut)))
                AND p_caps ? w.cluster
                AND w.bound_position <= k.cut) AS v
-     WHERE v.bound_ms < least(v.deleted, v.cap)
+     WHERE v.bound_ms < v.cap
 ),
 seen AS (
     SELECT s.*, greatest(s.first, p_from) AS from_ms
@@ -141,7 +136,6 @@ points AS (
     SELECT s.uid, s.run, s.state, s.first, p.at
       FROM seen AS s
       LEFT JOIN replicas AS r ON r.uid = s.uid
-      LEFT JOIN losses AS g ON s.state = 1 AND g.uid = s.uid
      CROSS JOIN LATERAL (
            SELECT s.from_ms AS at
             UNION
@@ -162,10 +156,11 @@ points AS (
             UNION
            SELECT r.drain WHERE s.state = 1
             UNION
-           SELECT unnest(g.lost || g.found)
+           SELECT unnest(ARRAY[g.lost, g.found]) FROM gaps AS g
+            WHERE s.state = 1 AND g.uid = s.uid
             UNION
-           SELECT h.lost + f.free_ms FROM unnest(g.lost) AS h (lost), rule AS f
-            WHERE f.state = 6 AND f.number <= p_book
+           SELECT g.lost + f.free_ms FROM gaps AS g, rule AS f
+            WHERE s.state = 1 AND g.uid = s.uid AND f.state = 6 AND f.number <= p_book
      ) AS p
      WHERE p.at = s.from_ms OR (p.at > s.from_ms AND p.at < s.last)
 ),
@@ -189,15 +184,15 @@ stated AS (
            r.drain, r.cut, r.purchase
       FROM pieces AS p
       LEFT JOIN replicas AS r ON r.uid = p.uid
-      LEFT JOIN losses AS i ON p.state = 1 AND i.uid = p.uid
      CROSS JOIN LATERAL (
            SELECT k.number FROM price_book AS k
             WHERE (k.number = 1 OR k.effective_ms <= p.begin) AND k.number <= p_book
             ORDER BY k.number DESC LIMIT 1
      ) AS b
       LEFT JOIN LATERAL (
-           SELECT min(h.lost) AS lost FROM unnest(i.lost, i.found) AS h (lost, found)
-            WHERE h.lost <= p.begin AND (h.found IS NULL OR p.begin < h.found)
+           SELECT min(h.lost) AS lost FROM gaps AS h
+            WHERE p.state = 1 AND h.uid = p.uid AND h.lost <= p.begin
+              AND (h.found IS NULL OR p.begin < h.found)
      ) AS g ON true
 )
 SELECT s.uid, s.run, s.what,

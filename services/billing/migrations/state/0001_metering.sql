@@ -62,9 +62,7 @@ CREATE INDEX replica_released ON replica (project, released_position);
 CREATE INDEX replica_owner ON replica (owner);
 CREATE INDEX replica_workload ON replica (workload);
 CREATE INDEX replica_cluster ON replica (cluster);
--- Of those that are there: the others cannot cost more.
-CREATE INDEX replica_limit ON replica (workload)
- WHERE limit_nanos IS NOT NULL AND released_position IS NULL;
+CREATE INDEX replica_limit ON replica (workload) WHERE limit_nanos IS NOT NULL;
 
 CREATE TABLE run (
     replica        text    NOT NULL,
@@ -160,4 +158,4 @@ CREATE TABLE finished (
     at_ms    bigint NOT NULL,
     position bigint NOT NULL
 );
-CREATE INDEX finished_cluster ON finished (cluster, position);
+CREATE INDEX finished_cluster ON finished (cluster, at_ms);
