@@ -67,6 +67,8 @@ class Feed:
         self.head = 0
         # Whether the owner has answered at all.
         self.heard = False
+        # Whether the stream was found to have more than the log.
+        self._long = False
         self._log = log
         self._bus = bus
         self._registry = registry
@@ -142,6 +144,14 @@ class Feed:
     ) -> AsyncGenerator[Sequence[Recorded], None]:
         """Follow the stream until it is silent, holed, lost or of another lineage."""
         try:
+            if await self._too_long(bus):
+                # Nobody may act on what the journal has lost; what it has can be read there.
+                level = logging.DEBUG if self._long else logging.ERROR
+                _log.log(level, "the stream of %s has more than its log", self.journal)
+                self._long = True
+                await asyncio.sleep(AGAIN_SECONDS)
+                return
+            self._long = False
             async with bus.follow(self.journal, position + 1) as following:
                 while True:
                     found = await following(SILENT_SECONDS)
@@ -162,6 +172,21 @@ class Feed:
                         return
         except Away as error:
             _log.debug("stream of %s: %s", self.journal, error)
+
+    async def _too_long(self, bus: Bus) -> bool:
+        """Whether the stream ends behind the journal's head, in its lineage; asked before it is followed."""
+        tail = await bus.tail(self.journal)
+        if tail is None or tail.empty:
+            return False
+        try:
+            # After the tail: what is published has been committed before.
+            page = await self._log.read(0, 1)
+        except Unavailable:
+            return False
+        if tail.last <= page.head:
+            return False
+        last = await bus.message(self.journal, tail.last)
+        return last is not None and last.epoch == page.epoch
 
     async def _behind(self, position: int, epoch: int) -> bool:
         """After a silence: does the log know more, or another lineage?"""

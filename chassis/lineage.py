@@ -66,20 +66,22 @@ async def begin(
         must_be_the_same(request, answered)
         return await journal.head()
     database, shard = journal.database, journal.shard
+    tail = None
+    with suppress(Away):
+        tail = await bus.tail(journal.name)
+    # After the tail: what is published has been committed before.
+    before = await journal.head()
+    stream_epoch = await _epoch_of(journal, bus, tail)
+    ahead = tail is not None and tail.last > before.position and stream_epoch >= before.epoch
     relay = await database.fetchrow(_queries["read_relay"], shard)
     halted = relay is not None and relay["parted"]
-    if not halted and not lost_through:
+    if not (ahead or halted or lost_through):
         raise Missing(
             "JOURNAL_NOT_BEHIND",
             f"Nobody has more of {journal.name} than it has itself.",
             next_step="`fermion status` shows which relays and readers stand still, and why.",
             journal=journal.name,
         )
-    before = await journal.head()
-    tail = None
-    with suppress(Away):
-        tail = await bus.tail(journal.name)
-    stream_epoch = await _epoch_of(journal, bus, tail)
     first = min(lost_from or before.position + 1, await _parting(journal, bus, tail, before))
     if only_look:
         return Head(max(before.epoch, stream_epoch) + 1, before.position, first)

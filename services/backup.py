@@ -239,6 +239,8 @@ def _run_dump(dsn: str, path: Path, snapshot: str) -> None:
 
 def run(command: Sequence[str], failed: Callable[[str], Refused]) -> None:
     """Run a program of PostgreSQL, which ends with us; where it fails, raise what it said."""
+    if not Path(command[0]).is_file():
+        raise failed(f"there is no {command[0]}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     with tempfile.TemporaryFile() as output:
         process = spawn(command, output=output, environment=environment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ def restore(arguments: Sequence[str]) -> int:
     if settled.empty:
         say(f"Volumes that are empty, for their files are not in the backup: {settled.empty}.")
     say("Settings by environment (FERMION_…) and options of `fermion up` are not in a backup.")
-    say(f"Start it: FERMION_HOME={home.root} fermion up")
+    say(f"Start it: FERMION_HOME={shlex.quote(str(home.root))} fermion up")
     return 0
 
 

@@ -135,7 +135,7 @@ async def test_a_reader_that_is_ahead_of_its_journal_stands_still_though_the_jou
     ):
         await say(other, 10)
         # Stream and journal are both of an older state: nothing but the reader tells of it.
-        gate = Gate(other)
+        gate = Gate(other.journal)
         async with reading(sample, Answers(), gate) as reader:
             await reached(reader, other)
     async with serving(database, None, "other", relayed=False) as other:
@@ -144,10 +144,10 @@ async def test_a_reader_that_is_ahead_of_its_journal_stands_still_though_the_jou
         serving(database, None, "other", relayed=False) as other,
         serving(database, nats_server, "sample") as sample,
     ):
-        async with reading(sample, Answers(), Gate(other)) as reader:
+        async with reading(sample, Answers(), Gate(other.journal)) as reader:
             await until(lambda: "has lost its tail" in reader.halted, "it stands still")
         await say(other, 8, start=100)
-        async with reading(sample, Answers(), Gate(other)) as reader:
+        async with reading(sample, Answers(), Gate(other.journal)) as reader:
             await until(lambda: "has lost its tail" in reader.halted, "it still does")
             (told,) = await progress(sample.database)
             assert (told.position, told.lost_through) == (6, 10)
@@ -188,12 +188,12 @@ async def test_a_folder_that_is_ahead_of_its_journal_waits_for_the_new_epoch_and
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, None, "other", relayed=False) as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
-            async with reading(sample, Tallies(), Gate(other)) as reader:
+            async with reading(sample, Tallies(), Gate(other.journal)) as reader:
                 await reached(reader, other)
             await restore(other, 6, epoch=1)
         async with (
             serving(database, None, "other", relayed=False) as other,
-            reading(sample, Tallies(), Gate(other)) as reader,
+            reading(sample, Tallies(), Gate(other.journal)) as reader,
         ):
             await until(lambda: "has lost its tail" in reader.halted, "it stands still")
             await other.say(*(asked(f"new_{number}") for number in range(12)))
@@ -212,7 +212,7 @@ async def test_facts_of_a_lost_lineage_in_the_stream_are_read_by_nobody_after_th
     async with serving(database, nats_server, "sample") as sample:
         async with serving(database, nats_server, "other") as other:
             await other.say(*(asked(f"inst_{number}") for number in range(10)))
-            async with reading(sample, Answers(), Gate(other), sample.bus) as reader:
+            async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
                 await reached(reader, other)
             await other.say(*(asked(f"lost_{number}") for number in range(10)))
             await copied(other, 20)
@@ -220,9 +220,44 @@ async def test_facts_of_a_lost_lineage_in_the_stream_are_read_by_nobody_after_th
             await restore(other, 10, epoch=2)
         async with (
             serving(database, nats_server, "other") as other,
-            reading(sample, Answers(), Gate(other), sample.bus) as reader,
+            reading(sample, Answers(), Gate(other.journal), sample.bus) as reader,
         ):
             await other.say(*(asked(f"new_{number}") for number in range(3)))
             await reached(reader, other)
             assert await other.bus.tail(JOURNAL) == Tail(1, 13)
         assert (await sample.facts())[10:] == [answered(f"new_{number}") for number in range(3)]
+
+
+async def test_a_reader_that_was_behind_reads_what_the_journal_has_and_not_what_it_lost(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with (
+        serving(database, nats_server, "other") as other,
+        serving(database, nats_server, "sample") as sample,
+    ):
+        await other.say(*(asked(f"inst_{number}") for number in range(4)))
+        async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
+            await reached(reader, other)
+        await other.say(*(asked(f"more_{number}") for number in range(4)))
+        await other.say(*(asked(f"lost_{number}") for number in range(4)))
+        await copied(other, 12)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 8, epoch=1)
+    async with (
+        serving(database, nats_server, "other") as other,
+        serving(database, nats_server, "sample") as sample,
+    ):
+        gate = Gate(other.journal)
+        async with reading(sample, Answers(), gate, sample.bus) as reader:
+            await reached(reader, other)
+            asked_before = gate.asked
+            await until(lambda: gate.asked > asked_before + 5, "it looks again and again")
+            assert await sample.facts() == [
+                *(answered(f"inst_{number}") for number in range(4)),
+                *(answered(f"more_{number}") for number in range(4)),
+            ]
+            await begun(other)
+            await other.say(*(asked(f"new_{number}") for number in range(4)))
+            await reached(reader, other)
+            assert not reader.halted
+            assert (await sample.facts())[8:] == [answered(f"new_{number}") for number in range(4)]
