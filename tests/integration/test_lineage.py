@@ -224,6 +224,7 @@ async def test_facts_of_a_lost_lineage_in_the_stream_are_read_by_nobody_after_th
         ):
             await other.say(*(asked(f"new_{number}") for number in range(3)))
             await reached(reader, other)
+            await copied(other, 13)
             assert await other.bus.tail(JOURNAL) == Tail(1, 13)
         assert (await sample.facts())[10:] == [answered(f"new_{number}") for number in range(3)]
 
