@@ -14,6 +14,7 @@ from fermion.api.journal.v1.resources_pb2 import (
 from fermion.api.journal.v1.service_pb2 import (
     AuditJournalRequest,
     AuditJournalResponse,
+    Figure,
     GetJournalRequest,
     GetJournalResponse,
     JournalStatus,
@@ -37,6 +38,7 @@ __all__ = [
     "AuditCheck",
     "AuditJournalRequest",
     "AuditJournalResponse",
+    "Figure",
     "GetJournalRequest",
     "GetJournalResponse",
     "JournalStatus",

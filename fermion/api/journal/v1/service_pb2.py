@@ -27,7 +27,7 @@ from fermion.api.journal.v1 import resources_pb2 as fermion_dot_api_dot_journal_
 from fermion.api.projects.v1 import access_pb2 as fermion_dot_api_dot_projects_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/journal/v1/service.proto\x12\x16\x66\x65rmion.api.journal.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/journal/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\"\xa8\x01\n\x0eReadLogRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x35\n\x07project\x18\x02 \x01(\tB$\xbaH!r\x1f\x32\x1d^(projects/[a-z0-9-]{1,40})?$\x12\x16\n\x05\x61\x66ter\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05limit\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"}\n\x0fReadLogResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\x12\x0c\n\x04head\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x1c\n\x14\x65poch_first_position\x18\x04 \x01(\x03\"\xe8\x01\n\x10ListFactsRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x32\n\x07project\x18\x02 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,40}$\x12\x30\n\x06stream\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z]+/[a-z0-9_-]{1,80}$\x12\x1e\n\rafter_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"D\n\x11ListFactsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\"G\n\x11GetJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"M\n\x12GetJournalResponse\x12\x37\n\x08journals\x18\x01 \x03(\x0b\x32%.fermion.api.journal.v1.JournalStatus\"\x9f\x01\n\rJournalStatus\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\tpublished\x18\x04 \x01(\x03\x12\x14\n\x0crelay_halted\x18\x05 \x01(\t\x12\x37\n\x07readers\x18\x06 \x03(\x0b\x32&.fermion.api.journal.v1.ReaderProgress\"I\n\x13\x41uditJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"J\n\x14\x41uditJournalResponse\x12\x32\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.AuditCheck\"b\n\x18RebuildProjectionRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"T\n\x19RebuildProjectionResponse\x12\x11\n\tlive_hash\x18\x01 \x01(\t\x12\x14\n\x0crebuilt_hash\x18\x02 \x01(\t\x12\x0e\n\x06\x66olded\x18\x03 \x01(\x03\"L\n\x16ListParkedFactsRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"L\n\x17ListParkedFactsResponse\x12\x31\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.ParkedFact\"t\n\x17RetryParkedFactsRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12\x17\n\x06stream\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07journal\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\"9\n\x18RetryParkedFactsResponse\x12\x0f\n\x07handled\x18\x01 \x01(\x05\x12\x0c\n\x04left\x18\x02 \x01(\x05\"\xf8\x01\n\x15SkipParkedFactRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x19\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x33\n\x06reason\x18\x04 \x01(\tB#\xbaH r\x1e\x10\x01\x18\xe8\x07\x32\x17^([^\\p{Cc}]|[\\t\\n\\r])*$\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\x18\n\x16SkipParkedFactResponse\"\xa6\x01\n\x13ResumeReaderRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x16\n\x14ResumeReaderResponse2\xc2\x08\n\x0eJournalService\x12q\n\x07ReadLog\x12&.fermion.api.journal.v1.ReadLogRequest\x1a\'.fermion.api.journal.v1.ReadLogResponse\"\x13\xaa\xd4\x18\x0f\x08\x02\x12\x07project \x02\x30\x02\x30\x01\x12s\n\tListFacts\x12(.fermion.api.journal.v1.ListFactsRequest\x1a).fermion.api.journal.v1.ListFactsResponse\"\x11\xaa\xd4\x18\r\x08\x02\x12\x07project0\x02\x12k\n\nGetJournal\x12).fermion.api.journal.v1.GetJournalRequest\x1a*.fermion.api.journal.v1.GetJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x02\x12q\n\x0c\x41uditJournal\x12+.fermion.api.journal.v1.AuditJournalRequest\x1a,.fermion.api.journal.v1.AuditJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12\x80\x01\n\x11RebuildProjection\x12\x30.fermion.api.journal.v1.RebuildProjectionRequest\x1a\x31.fermion.api.journal.v1.RebuildProjectionResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12z\n\x0fListParkedFacts\x12..fermion.api.journal.v1.ListParkedFactsRequest\x1a/.fermion.api.journal.v1.ListParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12}\n\x10RetryParkedFacts\x12/.fermion.api.journal.v1.RetryParkedFactsRequest\x1a\x30.fermion.api.journal.v1.RetryParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12w\n\x0eSkipParkedFact\x12-.fermion.api.journal.v1.SkipParkedFactRequest\x1a..fermion.api.journal.v1.SkipParkedFactResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12q\n\x0cResumeReader\x12+.fermion.api.journal.v1.ResumeReaderRequest\x1a,.fermion.api.journal.v1.ResumeReaderResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fermion/api/journal/v1/service.proto\x12\x16\x66\x65rmion.api.journal.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&fermion/api/journal/v1/resources.proto\x1a$fermion/api/projects/v1/access.proto\"\xa8\x01\n\x0eReadLogRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x35\n\x07project\x18\x02 \x01(\tB$\xbaH!r\x1f\x32\x1d^(projects/[a-z0-9-]{1,40})?$\x12\x16\n\x05\x61\x66ter\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05limit\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"}\n\x0fReadLogResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\x12\x0c\n\x04head\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x1c\n\x14\x65poch_first_position\x18\x04 \x01(\x03\"\xe8\x01\n\x10ListFactsRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x32\n\x07project\x18\x02 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,40}$\x12\x30\n\x06stream\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z]+/[a-z0-9_-]{1,80}$\x12\x1e\n\rafter_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1d\n\tpage_size\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"D\n\x11ListFactsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Record\"G\n\x11GetJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"~\n\x12GetJournalResponse\x12\x37\n\x08journals\x18\x01 \x03(\x0b\x32%.fermion.api.journal.v1.JournalStatus\x12/\n\x07\x66igures\x18\x02 \x03(\x0b\x32\x1e.fermion.api.journal.v1.Figure\"\x96\x01\n\x06\x46igure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12:\n\x06labels\x18\x02 \x03(\x0b\x32*.fermion.api.journal.v1.Figure.LabelsEntry\x12\x13\n\x0bvalue_milli\x18\x03 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9f\x01\n\rJournalStatus\x12\x0f\n\x07journal\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04head\x18\x03 \x01(\x03\x12\x11\n\tpublished\x18\x04 \x01(\x03\x12\x14\n\x0crelay_halted\x18\x05 \x01(\t\x12\x37\n\x07readers\x18\x06 \x03(\x0b\x32&.fermion.api.journal.v1.ReaderProgress\"I\n\x13\x41uditJournalRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"J\n\x14\x41uditJournalResponse\x12\x32\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.AuditCheck\"b\n\x18RebuildProjectionRequest\x12/\n\x07journal\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"T\n\x19RebuildProjectionResponse\x12\x11\n\tlive_hash\x18\x01 \x01(\t\x12\x14\n\x0crebuilt_hash\x18\x02 \x01(\t\x12\x0e\n\x06\x66olded\x18\x03 \x01(\x03\"L\n\x16ListParkedFactsRequest\x12\x32\n\x07journal\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^([a-z]+/[a-z0-9]{1,26})?$\"L\n\x17ListParkedFactsResponse\x12\x31\n\x05\x66\x61\x63ts\x18\x01 \x03(\x0b\x32\".fermion.api.journal.v1.ParkedFact\"t\n\x17RetryParkedFactsRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12\x17\n\x06stream\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07journal\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x64\"9\n\x18RetryParkedFactsResponse\x12\x0f\n\x07handled\x18\x01 \x01(\x05\x12\x0c\n\x04left\x18\x02 \x01(\x05\"\xf8\x01\n\x15SkipParkedFactRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x19\n\x08position\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x33\n\x06reason\x18\x04 \x01(\tB#\xbaH r\x1e\x10\x01\x18\xe8\x07\x32\x17^([^\\p{Cc}]|[\\t\\n\\r])*$\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\x18\n\x16SkipParkedFactResponse\"\xa6\x01\n\x13ResumeReaderRequest\x12&\n\x06reader\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x32\x0f^[a-z]+/[a-z]+$\x12/\n\x07journal\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z]+/[a-z0-9]{1,26}$\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x16\n\x14ResumeReaderResponse2\xc2\x08\n\x0eJournalService\x12q\n\x07ReadLog\x12&.fermion.api.journal.v1.ReadLogRequest\x1a\'.fermion.api.journal.v1.ReadLogResponse\"\x13\xaa\xd4\x18\x0f\x08\x02\x12\x07project \x02\x30\x02\x30\x01\x12s\n\tListFacts\x12(.fermion.api.journal.v1.ListFactsRequest\x1a).fermion.api.journal.v1.ListFactsResponse\"\x11\xaa\xd4\x18\r\x08\x02\x12\x07project0\x02\x12k\n\nGetJournal\x12).fermion.api.journal.v1.GetJournalRequest\x1a*.fermion.api.journal.v1.GetJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x02\x12q\n\x0c\x41uditJournal\x12+.fermion.api.journal.v1.AuditJournalRequest\x1a,.fermion.api.journal.v1.AuditJournalResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12\x80\x01\n\x11RebuildProjection\x12\x30.fermion.api.journal.v1.RebuildProjectionRequest\x1a\x31.fermion.api.journal.v1.RebuildProjectionResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12z\n\x0fListParkedFacts\x12..fermion.api.journal.v1.ListParkedFactsRequest\x1a/.fermion.api.journal.v1.ListParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12}\n\x10RetryParkedFacts\x12/.fermion.api.journal.v1.RetryParkedFactsRequest\x1a\x30.fermion.api.journal.v1.RetryParkedFactsResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12w\n\x0eSkipParkedFact\x12-.fermion.api.journal.v1.SkipParkedFactRequest\x1a..fermion.api.journal.v1.SkipParkedFactResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x12q\n\x0cResumeReader\x12+.fermion.api.journal.v1.ResumeReaderRequest\x1a,.fermion.api.journal.v1.ResumeReaderResponse\"\x06\xaa\xd4\x18\x02\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFACTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_GETJOURNALREQUEST'].fields_by_name['journal']._loaded_options = None
   _globals['_GETJOURNALREQUEST'].fields_by_name['journal']._serialized_options = b'\272H\036r\0342\032^([a-z]+/[a-z0-9]{1,26})?$'
+  _globals['_FIGURE_LABELSENTRY']._loaded_options = None
+  _globals['_FIGURE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_AUDITJOURNALREQUEST'].fields_by_name['journal']._loaded_options = None
   _globals['_AUDITJOURNALREQUEST'].fields_by_name['journal']._serialized_options = b'\272H\036r\0342\032^([a-z]+/[a-z0-9]{1,26})?$'
   _globals['_REBUILDPROJECTIONREQUEST'].fields_by_name['journal']._loaded_options = None
@@ -111,33 +113,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETJOURNALREQUEST']._serialized_start=774
   _globals['_GETJOURNALREQUEST']._serialized_end=845
   _globals['_GETJOURNALRESPONSE']._serialized_start=847
-  _globals['_GETJOURNALRESPONSE']._serialized_end=924
-  _globals['_JOURNALSTATUS']._serialized_start=927
-  _globals['_JOURNALSTATUS']._serialized_end=1086
-  _globals['_AUDITJOURNALREQUEST']._serialized_start=1088
-  _globals['_AUDITJOURNALREQUEST']._serialized_end=1161
-  _globals['_AUDITJOURNALRESPONSE']._serialized_start=1163
-  _globals['_AUDITJOURNALRESPONSE']._serialized_end=1237
-  _globals['_REBUILDPROJECTIONREQUEST']._serialized_start=1239
-  _globals['_REBUILDPROJECTIONREQUEST']._serialized_end=1337
-  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_start=1339
-  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_end=1423
-  _globals['_LISTPARKEDFACTSREQUEST']._serialized_start=1425
-  _globals['_LISTPARKEDFACTSREQUEST']._serialized_end=1501
-  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_start=1503
-  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_end=1579
-  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_start=1581
-  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_end=1697
-  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_start=1699
-  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_end=1756
-  _globals['_SKIPPARKEDFACTREQUEST']._serialized_start=1759
-  _globals['_SKIPPARKEDFACTREQUEST']._serialized_end=2007
-  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_start=2009
-  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_end=2033
-  _globals['_RESUMEREADERREQUEST']._serialized_start=2036
-  _globals['_RESUMEREADERREQUEST']._serialized_end=2202
-  _globals['_RESUMEREADERRESPONSE']._serialized_start=2204
-  _globals['_RESUMEREADERRESPONSE']._serialized_end=2226
-  _globals['_JOURNALSERVICE']._serialized_start=2229
-  _globals['_JOURNALSERVICE']._serialized_end=3319
+  _globals['_GETJOURNALRESPONSE']._serialized_end=973
+  _globals['_FIGURE']._serialized_start=976
+  _globals['_FIGURE']._serialized_end=1126
+  _globals['_FIGURE_LABELSENTRY']._serialized_start=1081
+  _globals['_FIGURE_LABELSENTRY']._serialized_end=1126
+  _globals['_JOURNALSTATUS']._serialized_start=1129
+  _globals['_JOURNALSTATUS']._serialized_end=1288
+  _globals['_AUDITJOURNALREQUEST']._serialized_start=1290
+  _globals['_AUDITJOURNALREQUEST']._serialized_end=1363
+  _globals['_AUDITJOURNALRESPONSE']._serialized_start=1365
+  _globals['_AUDITJOURNALRESPONSE']._serialized_end=1439
+  _globals['_REBUILDPROJECTIONREQUEST']._serialized_start=1441
+  _globals['_REBUILDPROJECTIONREQUEST']._serialized_end=1539
+  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_start=1541
+  _globals['_REBUILDPROJECTIONRESPONSE']._serialized_end=1625
+  _globals['_LISTPARKEDFACTSREQUEST']._serialized_start=1627
+  _globals['_LISTPARKEDFACTSREQUEST']._serialized_end=1703
+  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_start=1705
+  _globals['_LISTPARKEDFACTSRESPONSE']._serialized_end=1781
+  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_start=1783
+  _globals['_RETRYPARKEDFACTSREQUEST']._serialized_end=1899
+  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_start=1901
+  _globals['_RETRYPARKEDFACTSRESPONSE']._serialized_end=1958
+  _globals['_SKIPPARKEDFACTREQUEST']._serialized_start=1961
+  _globals['_SKIPPARKEDFACTREQUEST']._serialized_end=2209
+  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_start=2211
+  _globals['_SKIPPARKEDFACTRESPONSE']._serialized_end=2235
+  _globals['_RESUMEREADERREQUEST']._serialized_start=2238
+  _globals['_RESUMEREADERREQUEST']._serialized_end=2404
+  _globals['_RESUMEREADERRESPONSE']._serialized_start=2406
+  _globals['_RESUMEREADERRESPONSE']._serialized_end=2428
+  _globals['_JOURNALSERVICE']._serialized_start=2431
+  _globals['_JOURNALSERVICE']._serialized_end=3521
 # @@protoc_insertion_point(module_scope)
