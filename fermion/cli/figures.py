@@ -59,21 +59,21 @@ BOUNDS: Final = (
         "fermion_scheduler_queued_seconds",
         60,
         "admission",
-        f"Nobody looks at what has arrived. {_LOG}, then: fermion queue list",
+        f"Nobody looks at what has arrived. {_LOG}, then: fermion queue list -p PROJECT",
         {"reason": "ARRIVED"},
     ),
     Bound(
         "fermion_executor_replicas",
         0,
         "unreachable",
-        "Nobody knows whether they live, and nobody pays for them. See where: fermion replicas --all",
+        "Nobody knows whether they live, and nobody pays for them. See where: fermion replicas -p PROJECT",
         {"state": "lost"},
     ),
     Bound(
         "fermion_executor_overdue_replicas",
         0,
         "overdue",
-        "They were killed and are still there. See which: fermion replicas --all",
+        "They were killed and are still there. See which: fermion replicas -p PROJECT",
     ),
     Bound(
         "fermion_executor_held_seconds",
@@ -87,13 +87,13 @@ BOUNDS: Final = (
         0,
         "strangers",
         "Somebody else made them, or another platform has this cluster; they are left alone. The "
-        "executor's log names them. See what is ours: fermion replicas --all",
+        "executor's log names them. See what is ours: fermion replicas -p PROJECT",
     ),
     Bound(
         "fermion_executor_usage_age_seconds",
         120,
         "usage",
-        f"What runs is not measured. {_LOG}, then: fermion instances top",
+        f"What runs is not measured. {_LOG}, then: fermion instances top -p PROJECT",
     ),
     Bound(
         "fermion_billing_settled_age_seconds",

@@ -111,7 +111,7 @@ def test_the_worst_that_is_out_of_bounds_is_found_with_what_to_do() -> None:
     found = {one.what: one for one in doctor.bounds(Figures(told))}
     assert (found["reader lag"].well, found["reader lag"].found) == (False, "61 s, c/d of d/0")
     assert (found["unreachable"].well, found["unreachable"].found) == (False, "1, k")
-    assert "fermion replicas --all" in found["unreachable"].mend
+    assert "fermion replicas -p PROJECT" in found["unreachable"].mend
     assert (found["disputes"].well, found["disputes"].found) == (True, "0")
     # What nobody tells is not called well.
     assert found.keys() == {"reader lag", "unreachable", "disputes"}
