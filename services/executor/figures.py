@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -12,6 +12,7 @@ from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.telemetry import Figure, Sample
 from fermion.api.executor import v1 as api
+from services.executor.observation import Replica
 
 # States of what is there, as `fermion replicas` shows them; what has ended is not counted.
 STATES: Final = tuple(
@@ -59,13 +60,24 @@ FIGURES: Final = (REPLICAS, OVERDUE, HELD, HELD_SECONDS, STRANGERS, WATERMARK, U
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the last pass over the cluster found that does not go on by itself."""
+    """What a pass over the cluster found that does not go on by itself."""
 
-    overdue: int
-    held: int
-    # When the first of the held was found to have ended.
-    held_since: datetime | None
-    strangers: int
+    overdue: int = 0
+    # Ended replicas that the cluster still has, and when that was found first.
+    held: Mapping[str, datetime] = field(default_factory=dict)
+    strangers: int = 0
+
+
+def seen(before: Seen | None, replicas: Iterable[Replica], strangers: int, now: datetime) -> Seen:
+    """Look at what was stated of everything that the cluster has, after what was found before."""
+    held = {} if before is None else before.held
+    overdue, still = 0, {}
+    for replica in replicas:
+        if replica.released:
+            still[replica.uid] = held.get(replica.uid, now)
+        elif replica.deadline is not None and replica.deadline < now:
+            overdue += 1
+    return Seen(overdue, still, strangers)
 
 
 class ClusterFigures:
@@ -89,18 +101,18 @@ class ClusterFigures:
         """Read all of them once."""
         now, labels = self._clock.now(), (self._cluster,)
         rows = await self._database.fetch(self._queries["live_replicas"])
-        found = {row["state"]: row["replicas"] for row in rows}
+        counts = {row["state"]: row["replicas"] for row in rows}
         samples = [
-            Sample(REPLICAS, (self._cluster, word(state)), found.get(state, 0)) for state in STATES
+            Sample(REPLICAS, (self._cluster, word(state)), counts.get(state, 0)) for state in STATES
         ]
         known = await self._database.fetchrow(self._queries["known_cluster"], self._cluster)
         if known is not None and known["through"] is not None:
             samples.append(Sample(WATERMARK, labels, _age(now, known["through"])))
         row = await self._database.fetchrow(self._queries["last_usage"], api.REPLICA_STATE_RUNNING)
         samples.append(Sample(USAGE, labels, _age(now, None if row is None else row["since"])))
-        seen = self._seen()
-        if seen is not None:
-            samples += _of(seen, labels, now)
+        found = self._seen()
+        if found is not None:
+            samples += _of(found, labels, now)
         return samples
 
 
@@ -109,11 +121,11 @@ def word(state: api.ReplicaState.ValueType) -> str:
     return api.ReplicaState.Name(state).removeprefix("REPLICA_STATE_").lower()
 
 
-def _of(seen: Seen, labels: tuple[str, ...], now: datetime) -> Iterator[Sample]:
-    yield Sample(OVERDUE, labels, seen.overdue)
-    yield Sample(HELD, labels, seen.held)
-    yield Sample(HELD_SECONDS, labels, _age(now, seen.held_since))
-    yield Sample(STRANGERS, labels, seen.strangers)
+def _of(found: Seen, labels: tuple[str, ...], now: datetime) -> Iterator[Sample]:
+    yield Sample(OVERDUE, labels, found.overdue)
+    yield Sample(HELD, labels, len(found.held))
+    yield Sample(HELD_SECONDS, labels, _age(now, min(found.held.values(), default=None)))
+    yield Sample(STRANGERS, labels, found.strangers)
 
 
 def _age(now: datetime, since: datetime | None) -> float:

@@ -31,11 +31,10 @@ from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from chassis.tasks import end
 from chassis.workloads import volumes
 from fermion.api.workload import v1 as api
-from services.executor import aggregate, observation
+from services.executor import aggregate, figures, observation
 from services.executor.aggregate import Known, Volume, Wanted, Work
 from services.executor.cluster import Away, Cluster, Listing, Unhonoured
 from services.executor.config import USAGE_KEPT, Settings
-from services.executor.figures import Seen
 from services.executor.observation import Replica, ReplicaObservation
 
 # So long nothing may happen before everything is looked at again.
@@ -124,8 +123,6 @@ class Reign:
     # When each open run was proved alive last.
     proofs: dict[str, datetime] = field(default_factory=dict)
     strangers: set[str] = field(default_factory=set)
-    # Ended replicas that the cluster still has, and when that was seen first.
-    held: dict[str, datetime] = field(default_factory=dict)
     attested: float = float("-inf")
     measured: float = float("-inf")
 
@@ -153,7 +150,7 @@ class Reconciler:
         self._settings = settings
         self._told = told
         # What the last pass found; None where another process works.
-        self.seen: Seen | None = None
+        self.seen: figures.Seen | None = None
         # Whether what was told last may not have been there yet.
         self._doubtful = False
 
@@ -225,7 +222,10 @@ class Reconciler:
         if settled:
             await self._attest(reign, listing)
         await self._measure(reign)
-        self.seen = _seen(reign, listing, now)
+        there = [one.uid for one in listing.replicas]
+        known = [reign.replicas[uid] for uid in there]
+        strangers = len(reign.strangers.intersection(there))
+        self.seen = figures.seen(self.seen, known, strangers, now)
 
     async def _load(
         self,
@@ -534,24 +534,6 @@ class Reconciler:
             )
             for row in rows
         }
-
-
-def _seen(reign: Reign, listing: Listing, now: datetime) -> Seen:
-    """What a pass found that does not go on by itself; it also remembers since when."""
-    known = [reign.replicas[seen.uid] for seen in listing.replicas]
-    released = {replica.uid for replica in known if replica.released}
-    reign.held = {uid: reign.held.get(uid, now) for uid in released}
-    there = {seen.uid for seen in listing.replicas}
-    overdue = (
-        replica.deadline is not None and replica.deadline < now and not replica.released
-        for replica in known
-    )
-    return Seen(
-        overdue=sum(overdue),
-        held=len(reign.held),
-        held_since=min(reign.held.values(), default=None),
-        strangers=len(reign.strangers & there),
-    )
 
 
 async def together(tasks: Iterable[Coroutine[Any, Any, bool]]) -> list[bool]:
