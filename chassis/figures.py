@@ -143,32 +143,44 @@ class Watch:
         ]
 
     async def _of_readers(self) -> list[Sample]:
-        found: list[Sample] = []
         rows = {
             (row["reader"], row["journal"]): row
             for row in await self._database.fetch(_queries["list_checkpoints"])
         }
-        for reader in self._readers:
-            labels = (reader.name, reader.feed.journal)
-            row = rows.get(labels)
-            if row is None:
-                continue
+        known = [reader for reader in self._readers if _key(reader) in rows]
+        # All at once: an owner that hangs is waited for once, and not by each that reads it.
+        aheads = await asyncio.gather(
+            *(_ahead(reader, rows[_key(reader)]["position"]) for reader in known)
+        )
+        found: list[Sample] = []
+        for reader, ahead in zip(known, aheads, strict=True):
+            labels = _key(reader)
+            row = rows[labels]
             found += [
                 Sample(PARKED, labels, row["parked_streams"]),
                 Sample(PARKED_SECONDS, labels, self._age(row["parked_since"])),
                 Sample(HALTED, labels, float(row["halted"] is not None)),
             ]
-            try:
-                head, first = await reader.feed.ahead(row["position"])
-            except Unavailable:
-                # Nobody knows how far it is behind an owner that is away.
-                continue
-            found += [
-                Sample(LAG, labels, max(0, head - row["position"])),
-                Sample(LAG_SECONDS, labels, self._age(first)),
-            ]
+            if ahead is not None:
+                head, first = ahead
+                found += [
+                    Sample(LAG, labels, max(0, head - row["position"])),
+                    Sample(LAG_SECONDS, labels, self._age(first)),
+                ]
         return found
 
     def _age(self, since: datetime | None) -> float:
         """Seconds since then; the database's clock may be a little before this one."""
         return 0.0 if since is None else max(0.0, (self._clock.now() - since).total_seconds())
+
+
+def _key(reader: Reader) -> tuple[str, str]:
+    return reader.name, reader.feed.journal
+
+
+async def _ahead(reader: Reader, position: int) -> tuple[int, datetime | None] | None:
+    """See `Feed.ahead`; None where the owner is away, and nobody knows how far its readers are."""
+    try:
+        return await reader.feed.ahead(position)
+    except Unavailable:
+        return None
