@@ -48,9 +48,10 @@ check: setup ## Lint, format, types, import contracts, protos
 	@$(BIN)/python proto/generate.py --check
 	@! grep -nE 'https?://' requirements/* services/executor/recipes/* || { echo "An address stands in a lock file; they name packages only."; exit 1; }
 
-generate: setup ## Write the Python of the protos, and the pages of help that are kept
+generate: setup ## Write the Python of the protos, the pages of help that are kept, and the table of metrics
 	@$(BIN)/python proto/generate.py
 	@$(BIN)/python -m tests.unit.fermion.manual
+	@$(BIN)/python -m tests.contract.watching
 
 lock: setup ## Lock the dependencies again (needs uv)
 	@for part in dev run client bench; do uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate $$([ $$part = dev ] || echo --constraint requirements/dev.txt) requirements/$$part.in -o requirements/$$part.txt; done

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from typing import Protocol
 
 from chassis.bus import Away, Bus
@@ -82,6 +83,15 @@ class Feed:
         page = await self._log.read(0, 1)
         self.head = page.head
         return page
+
+    async def ahead(self, position: int) -> tuple[int, datetime | None]:
+        """
+        Ask the owner for the journal's last position, and when what follows a position was recorded.
+
+        None where nothing does; `Unavailable` where the owner is away.
+        """
+        page = await self._log.read(position, 1)
+        return page.head, page.records[0].record_time if page.records else None
 
     async def pages(self, after: int, epoch: int) -> AsyncGenerator[Sequence[Recorded], None]:
         """

@@ -20,6 +20,7 @@ from chassis.refusals import Missing
 from chassis.relay import portions
 from chassis.rpc import Context, answer_position, meta_of, request_of
 from chassis.store import PostgresJournal
+from chassis.telemetry import Metrics, Sample
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
 
@@ -46,8 +47,9 @@ class Hosted:
 class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     """Every RPC of `JournalService`, for the journals that this process holds."""
 
-    def __init__(self, hosted: Mapping[str, Hosted]) -> None:
+    def __init__(self, hosted: Mapping[str, Hosted], metrics: Metrics) -> None:
         self._hosted = hosted
+        self._metrics = metrics
 
     async def ReadLog(
         self, request: api.ReadLogRequest, context: Context
@@ -95,7 +97,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
     async def GetJournal(
         self, request: api.GetJournalRequest, context: Context
     ) -> api.GetJournalResponse:
-        """Tell heads, what is published, and how far readers got."""
+        """Tell heads, what is published, how far readers got, and all figures of this process."""
         found = []
         for hosted in self._chosen(request.journal):
             head = await hosted.journal.head()
@@ -113,7 +115,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
                     readers=await progress(hosted.database),
                 )
             )
-        return api.GetJournalResponse(journals=found)
+        return api.GetJournalResponse(journals=found, figures=map(_figure, self._metrics.read()))
 
     async def AuditJournal(
         self, request: api.AuditJournalRequest, context: Context
@@ -283,6 +285,12 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
 
     def _names(self) -> str:
         return ", ".join(sorted(self._hosted))
+
+
+def _figure(sample: Sample) -> api.Figure:
+    labels = dict(zip(sample.figure.labels, sample.labels, strict=True))
+    value = round(sample.value * 1000)
+    return api.Figure(name=sample.figure.name, labels=labels, value_milli=value)
 
 
 async def progress(database: Database) -> list[api.ReaderProgress]:

@@ -26,6 +26,7 @@ from chassis.clock import Clock, SystemClock
 from chassis.config import Common
 from chassis.envelope import Meta, Recorded, Registry
 from chassis.feed import Feed, LogSource
+from chassis.figures import FIGURES, Watch
 from chassis.journal import Book, Place, Write
 from chassis.keys import PublicKey, SigningKey, parse_jwks
 from chassis.lease import Lease
@@ -51,12 +52,11 @@ from chassis.rpc import Reached, Server, door
 from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
 from chassis.tasks import end
-from chassis.telemetry import Gauge, Metrics
+from chassis.telemetry import Metrics
 from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 
 DRAIN_SECONDS: Final = 5.0
 HOUSEKEEPING_SECONDS: Final = 60.0
-FIGURES_SECONDS: Final = 5.0
 # EX_CONFIG of sysexits.h; whoever supervises need not start such a process again and again.
 EXIT_REFUSED: Final = 78
 # What the same start may find otherwise a moment later.
@@ -104,7 +104,6 @@ class Process:
         self.server: Server | None = None
         self._environment = environment
         self._clock = clock or SystemClock()
-        self._heads: dict[str, int] = {}
         self._holder = f"{socket.gethostname()}/{os.getpid()}/{id(self):x}"
         self._targets = targets
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -198,8 +197,8 @@ class Process:
             for loop in part.wired.loops:
                 self.begin(loop.run(), f"{part.target.name} {loop.name}", group)
         self.begin(self._keep_house(), "housekeeping", group)
-        self.begin(self._look(), "figures", group)
-        self._show()
+        for part in self._parts:
+            self._show(part, group)
         self.server = self._make_server()
         await self.server.start()
         names = ", ".join(part.target.name for part in self._parts)
@@ -397,7 +396,7 @@ class Process:
             Mount(
                 "fermion.api.journal.v1.JournalService",
                 service_pb2_grpc.add_JournalServiceServicer_to_server,
-                JournalServicer(hosted),
+                JournalServicer(hosted, self.metrics),
             )
         ]
         reads: dict[str, dict[str, list[Reached]]] = {
@@ -416,64 +415,19 @@ class Process:
             telemetry.recording(),
         )
 
-    def _show(self) -> None:
-        """Register the figures that operators look at."""
-        parts = self._parts
-        journal, reader = ("journal",), ("reader", "journal")
-        self.metrics.gauge(
-            Gauge(
-                "fermion_journal_waiting_commands",
-                "Commands that wait for a batch.",
-                journal,
-                lambda: [((part.journal.name,), part.journal.waiting) for part in parts],
-            )
+    def _show(self, part: Part, group: asyncio.TaskGroup) -> None:
+        """Let operators see what a service does, from now on."""
+        assert part.wired is not None
+        watch = Watch(
+            part.journal,
+            part.database,
+            part.bus,
+            part.readers,
+            self._clock,
+            part.wired.measure,
         )
-        self.metrics.gauge(
-            Gauge(
-                "fermion_journal_head",
-                "Last position, as it was some seconds ago.",
-                journal,
-                lambda: [((name,), head) for name, head in self._heads.items()],
-            )
-        )
-        self.metrics.gauge(
-            Gauge(
-                "fermion_relay_lag_positions",
-                "Facts that the stream has not yet; 0 where another process holds the lease.",
-                journal,
-                lambda: [((part.journal.name,), part.relay.lag) for part in parts],
-            )
-        )
-        self.metrics.gauge(
-            Gauge(
-                "fermion_relay_position",
-                "Last position that the relay has seen in the stream.",
-                journal,
-                lambda: [((part.journal.name,), part.relay.position) for part in parts],
-            )
-        )
-        self.metrics.gauge(
-            Gauge(
-                "fermion_relay_halted",
-                "1 while the relay stands still.",
-                journal,
-                lambda: [((part.journal.name,), float(bool(part.relay.halted))) for part in parts],
-            )
-        )
-        for name, doc, read in (
-            ("fermion_reader_lag_positions", "Facts not yet accounted for.", _lag),
-            ("fermion_reader_parked_streams", "Streams in the parking.", _parked),
-            ("fermion_reader_halted", "1 while the reader stands still.", _halted),
-        ):
-            self.metrics.gauge(Gauge(name, doc, reader, _of_readers(parts, read)))
-
-    async def _look(self) -> None:
-        """Read the figures that can only be had by asking."""
-        while True:
-            for part in self._parts:
-                with suppress(Unavailable):
-                    self._heads[part.journal.name] = (await part.journal.head()).position
-            await asyncio.sleep(FIGURES_SECONDS)
+        self.metrics.show((*FIGURES, *part.target.figures), watch.samples)
+        self.begin(watch.run(), f"{part.target.name} figures", group)
 
     async def _keep_house(self) -> None:
         """Let go of what is kept for a time only."""
@@ -553,31 +507,6 @@ async def _patiently(step: Callable[[Part], Awaitable[None]], part: Part, second
                 _log.info("%s waits for its database: %s", part.target.name, error)
             told = str(error)
             await asyncio.sleep(0.2)
-
-
-def _lag(reader: Reader) -> float:
-    return reader.lag
-
-
-def _parked(reader: Reader) -> float:
-    return len(reader.parked)
-
-
-def _halted(reader: Reader) -> float:
-    return float(bool(reader.halted))
-
-
-def _of_readers(
-    parts: Sequence[Part], read: Callable[[Reader], float]
-) -> Callable[[], list[tuple[tuple[str, ...], float]]]:
-    def figures() -> list[tuple[tuple[str, ...], float]]:
-        return [
-            ((reader.name, reader.feed.journal), read(reader))
-            for part in parts
-            for reader in part.readers
-        ]
-
-    return figures
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

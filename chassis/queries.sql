@@ -223,8 +223,14 @@ SELECT reader, journal, position, stream, project, type, reason, at
 
 -- list_checkpoints: This service's readers, with what waits in their parking.
 SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skipped, c.halted, c.lost_through,
-       (SELECT count(*) FROM parked AS p WHERE p.reader = c.reader AND p.journal = c.journal) AS parked
+       p.facts AS parked, p.streams AS parked_streams, p.since AS parked_since
   FROM checkpoint AS c
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS facts, count(DISTINCT k.stream) AS streams, min(k.at) AS since
+         FROM parked AS k
+        WHERE k.reader = c.reader
+          AND k.journal = c.journal
+       ) AS p
  ORDER BY c.reader, c.journal;
 
 -- halt_relay: Tell every process why the relay stands still, since the first time that it said so.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.readers import Consumer, Folder
 from chassis.remote import Peer
+from chassis.telemetry import Figure, Sample
 
 Settings = TypeVar("Settings")
 
@@ -68,6 +69,8 @@ class Wired:
     # Runs once the journal is open and before anybody is served; again at every start.
     begin: Callable[[], Awaitable[None]] | None = None
     loops: tuple[Loop, ...] = ()
+    # Reads the figures that the target names; every process that runs the service does.
+    measure: Callable[[], Awaitable[Iterable[Sample]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +90,5 @@ class Target:
     # Of the journal that this process holds. Where it hangs on the settings there are several, each
     # enrolled as a cluster, and whoever reads this service reads them all.
     shard: Callable[[Any], str] | None = None
+    # What it shows to operators beside what every service shows.
+    figures: tuple[Figure, ...] = ()

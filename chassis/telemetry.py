@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from chassis import listening
@@ -125,59 +126,113 @@ def linked_span(name: str, traceparent: str, attributes: Mapping[str, str]) -> t
     return trace.get_tracer("fermion").start_span(name, context, attributes=dict(attributes))
 
 
+class Kind(enum.Enum):
+    """How a figure behaves over time."""
+
+    GAUGE = "gauge"
+    """It goes up and down."""
+
+    COUNTER = "counter"
+    """It only grows, from the start of its process; its name ends in `_total`."""
+
+    HISTOGRAM = "histogram"
+    """How often it was how much."""
+
+
 @dataclass(frozen=True, slots=True)
-class Gauge:
-    """One figure that is read when it is asked for."""
+class Figure:
+    """One thing that is measured; its name ends in its unit, and no label is a user's or a workload's."""
 
     name: str
     help: str
+    labels: tuple[str, ...] = ()
+    kind: Kind = Kind.GAUGE
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A figure as it was found, for one of each of its labels."""
+
+    figure: Figure
     labels: tuple[str, ...]
-    read: Callable[[], Iterable[tuple[tuple[str, ...], float]]]
+    value: float
 
 
-class _Gauges(Collector):
-    def __init__(self, gauges: list[Gauge]) -> None:
-        self._gauges = gauges
+# What reads figures when they are asked for; it waits for nothing.
+Read = Callable[[], Iterable[Sample]]
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        for gauge in self._gauges:
-            family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
-            for labels, value in gauge.read():
-                family.add_metric(labels, value)
-            yield family
+CALLS: Final = Figure(
+    "fermion_rpc_seconds", "Time to answer a call.", ("method", "code"), Kind.HISTOGRAM
+)
+COMMANDS: Final = Figure(
+    "fermion_journal_commands_total", "Commands committed.", ("journal",), Kind.COUNTER
+)
+FACTS: Final = Figure("fermion_journal_facts_total", "Facts committed.", ("journal",), Kind.COUNTER)
+BATCHES: Final = Figure(
+    "fermion_journal_batch_commands",
+    "Commands in one transaction.",
+    ("journal",),
+    Kind.HISTOGRAM,
+)
+# What every process counts as it works; all else is read.
+COUNTED: Final = (CALLS, COMMANDS, FACTS, BATCHES)
+
+
+class _Figures(Collector):
+    """Gives Prometheus what was registered, read anew."""
+
+    def __init__(self, registered: list[tuple[tuple[Figure, ...], Read]]) -> None:
+        self._registered = registered
+
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+        # Several services of a process show the same figure, which is told once.
+        registered = list(self._registered)
+        families = {figure: _family(figure) for figures, _ in registered for figure in figures}
+        for _, read in registered:
+            for sample in read():
+                families[sample.figure].add_metric(sample.labels, sample.value)
+        return families.values()
+
+
+def _family(figure: Figure) -> CounterMetricFamily | GaugeMetricFamily:
+    make = CounterMetricFamily if figure.kind is Kind.COUNTER else GaugeMetricFamily
+    return make(figure.name, figure.help, labels=figure.labels)
 
 
 class Metrics:
-    """Counters of a process, and the gauges that its parts register."""
+    """What a process counts, and the figures that its parts register."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._gauges: list[Gauge] = []
-        self.registry.register(_Gauges(self._gauges))
+        self._registered: list[tuple[tuple[Figure, ...], Read]] = []
+        self.registry.register(_Figures(self._registered))
         self.calls = Histogram(
-            "fermion_rpc_seconds",
-            "Time to answer a call.",
-            ("method", "code"),
+            CALLS.name,
+            CALLS.help,
+            CALLS.labels,
             registry=self.registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
         )
         self.commands = Counter(
-            "fermion_journal_commands", "Commands committed.", ("journal",), registry=self.registry
+            COMMANDS.name, COMMANDS.help, COMMANDS.labels, registry=self.registry
         )
-        self.facts = Counter(
-            "fermion_journal_facts", "Facts committed.", ("journal",), registry=self.registry
-        )
+        self.facts = Counter(FACTS.name, FACTS.help, FACTS.labels, registry=self.registry)
         self.batches = Histogram(
-            "fermion_journal_batch_commands",
-            "Commands in one transaction.",
-            ("journal",),
+            BATCHES.name,
+            BATCHES.help,
+            BATCHES.labels,
             registry=self.registry,
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         )
 
-    def gauge(self, gauge: Gauge) -> None:
-        """Show a figure from now on."""
-        self._gauges.append(gauge)
+    def show(self, figures: Iterable[Figure], read: Read) -> None:
+        """Show these figures from now on, each time as `read` finds them; no other may it give."""
+        self._registered.append((tuple(figures), read))
+
+    def read(self) -> Iterable[Sample]:
+        """Everything that is read and not counted, as it is now."""
+        for _, read in self._registered:
+            yield from read()
 
     def journal(self, name: str) -> JournalMetrics:
         """What one journal's committer counts into; it shows zeros before the first commit."""

@@ -94,12 +94,15 @@ class Journals:
 
     def status(self) -> Sequence[api.JournalStatus]:
         """Heads, relays and readers."""
-        found: list[api.JournalStatus] = []
+        return (self.standing()).journals
+
+    def standing(self) -> api.GetJournalResponse:
+        """The same, and all figures that operators watch; of several processes alike, one tells."""
+        found = api.GetJournalResponse()
         for service in self._owners:
-            answer = self._lines[service].ask(
-                self._stubs[service].GetJournal, api.GetJournalRequest()
+            found.MergeFrom(
+                self._lines[service].ask(self._stubs[service].GetJournal, api.GetJournalRequest())
             )
-            found += answer.journals
         return found
 
     def audit(self, journal: str = "") -> Sequence[api.AuditCheck]:

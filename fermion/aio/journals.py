@@ -97,12 +97,17 @@ class Journals:
 
     async def status(self) -> Sequence[api.JournalStatus]:
         """Heads, relays and readers."""
-        found: list[api.JournalStatus] = []
+        return (await self.standing()).journals
+
+    async def standing(self) -> api.GetJournalResponse:
+        """The same, and all figures that operators watch; of several processes alike, one tells."""
+        found = api.GetJournalResponse()
         for service in self._owners:
-            answer = await self._lines[service].ask(
-                self._stubs[service].GetJournal, api.GetJournalRequest()
+            found.MergeFrom(
+                await self._lines[service].ask(
+                    self._stubs[service].GetJournal, api.GetJournalRequest()
+                )
             )
-            found += answer.journals
         return found
 
     async def audit(self, journal: str = "") -> Sequence[api.AuditCheck]:

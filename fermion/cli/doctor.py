@@ -22,6 +22,7 @@ from fermion.answer import from_call
 from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
 from fermion.cli import cluster, show, text
+from fermion.cli.figures import BOUNDS, Figures, amount, whose
 from fermion.cli.operate import readings
 from fermion.cli.options import Options
 from fermion.context import home
@@ -109,15 +110,16 @@ def _look(client: Client) -> Iterator[Finding]:
     yield Finding("whoami", True, show.short(show.name_of(who)))
     yield from _cluster(client)
     try:
-        journals = client.journals.status()
+        standing = client.journals.standing()
     except Denied:
         yield Finding("journals", True, "not looked at; that takes a platform admin")
         return
     except Error as error:
         yield Finding("journals", False, error.message, error.next_step)
         return
-    yield from facts(journals)
-    yield _clock(client, journals)
+    yield from facts(standing.journals)
+    yield from bounds(Figures(standing.figures))
+    yield _clock(client, standing.journals)
 
 
 def folder(path: Path) -> Iterator[Finding]:
@@ -275,6 +277,19 @@ def facts(journals: Sequence[api.JournalStatus]) -> Iterator[Finding]:
             progress.halted or f"{reading.behind} behind, {progress.parked} parked",
             mend,
         )
+
+
+def bounds(watched: Figures) -> Iterator[Finding]:
+    """Whether what operators watch is within its bounds; what nobody tells is not looked at."""
+    for bound in BOUNDS:
+        samples = watched.samples(bound.figure, bound.labels)
+        if not samples:
+            continue
+        worst = max(samples, key=lambda one: one.value_milli)
+        well = worst.value_milli <= bound.most * 1000
+        value, of = amount(bound.figure, worst.value_milli), whose(worst, bound)
+        found = f"{value}, {of}" if of and not well else value
+        yield Finding(bound.what, well, found, bound.mend)
 
 
 def _clock(client: Client, journals: Sequence[api.JournalStatus]) -> Finding:

@@ -13,6 +13,7 @@ import fermion
 from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
 from fermion.cli import cluster, show, text
+from fermion.cli.figures import LAG, Figures, told
 from fermion.cli.options import Options, note
 from fermion.cli.show import Column
 from fermion.cli.table import Title
@@ -80,7 +81,7 @@ def readings(journals: Sequence[api.JournalStatus]) -> Iterator[Reading]:
 
 def status(*, options: Options = Options()) -> int:
     """
-    Show whether the platform runs: cluster, journals, relays and readers.
+    Show whether the platform runs: cluster, journals, readers, queue, replicas and bill.
 
     The exit code is 1 where something stands still, or the cluster does not answer.
     """
@@ -88,26 +89,28 @@ def status(*, options: Options = Options()) -> int:
         who = client.users.who_am_i()
         context = client.context
         try:
-            journals = client.journals.status()
+            standing = client.journals.standing()
         except Denied:
             # Only operators may look further; that it answers is all that others can be told.
-            journals = []
+            standing = api.GetJournalResponse()
             note("Journals and readers are shown to platform admins.")
         runs, answers = _cluster(client)
+    journals, watched = standing.journals, Figures(standing.figures)
     found = list(readings(journals))
     halted = [one for one in journals if one.relay_halted]
     stuck = [one for one in found if one.progress.halted or one.progress.parked]
     match options.output:
         case "json" | "yaml":
-            told = {
+            answer = {
                 "address": context.address,
                 "context": context.name,
                 "client_version": fermion.__version__,
                 "caller": show.name_of(who),
                 "cluster": None if runs is None else show.plain(runs),
                 "journals": [show.plain(one) for one in journals],
+                "figures": [show.plain(one) for one in standing.figures],
             }
-            print(show.to_json(told) if options.output == "json" else show.to_yaml(told))
+            print(show.to_json(answer) if options.output == "json" else show.to_yaml(answer))
         case "name":
             print("\n".join(text.line(one.journal) for one in journals))
         case _:
@@ -121,19 +124,32 @@ def status(*, options: Options = Options()) -> int:
                 show.many(journals, options.output, JOURNALS, "")
                 print()
                 show.table(
-                    ("READER", "OF", "BEHIND", Title("PARKED", spare=1), Title("STATE", crop=True)),
+                    (
+                        *("READER", "OF", "BEHIND", Title("LAG", spare=2)),
+                        *(Title("PARKED", spare=1), Title("STATE", crop=True)),
+                    ),
                     [
                         (
                             one.progress.reader,
                             one.progress.journal,
                             str(one.behind),
+                            _lag(watched, one.progress),
                             str(one.progress.parked),
                             one.state,
                         )
                         for one in found
                     ],
                 )
+            rest = show.details(told(watched))
+            if rest:
+                print(f"\n{rest}")
     return 1 if halted or stuck or not answers else 0
+
+
+def _lag(watched: Figures, progress: api.ReaderProgress) -> str:
+    """Since when a reader is behind; `-` where nobody has looked yet."""
+    milli = watched.most(LAG, {"reader": progress.reader, "journal": progress.journal})
+    return "-" if milli is None else f"{milli // 1000}s"
 
 
 def _cluster(client: Client) -> tuple[executor.Cluster | None, bool]:

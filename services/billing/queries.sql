@@ -394,3 +394,45 @@ SELECT f.workload, f.project, f.at_ms, f.position
    AND f.position <= $3
    AND NOT coalesce(c.settled, false)
  ORDER BY f.position;
+
+-- open_intervals: How many times of a cluster have begun and not ended, by what is open.
+SELECT CASE WHEN s.open > 0 THEN 'running' WHEN s.runs > 0 THEN 'backoff' ELSE 'held' END AS state,
+       count(*) AS intervals
+  FROM replica AS r
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS runs, count(*) FILTER (WHERE u.end_position IS NULL) AS open
+         FROM run AS u
+        WHERE u.replica = r.uid
+          AND u.start_position IS NOT NULL
+       ) AS s
+ WHERE r.cluster = $1
+   AND coalesce(r.released_ms, 9223372036854775807) = 9223372036854775807
+ GROUP BY 1
+ UNION ALL
+SELECT 'storage', count(*)
+  FROM volume AS v
+ WHERE v.cluster = $1
+   AND v.deleted_position IS NULL;
+
+-- count_unsettled: How many workloads of a cluster are over and not settled behind a position, and the first of them.
+SELECT count(*) AS workloads, min(f.at_ms) AS at_ms, min(f.position) AS position
+  FROM finished AS f
+  LEFT JOIN charged AS c ON c.workload = f.workload
+ WHERE f.cluster = $1
+   AND f.position > $2
+   AND NOT coalesce(c.settled, false);
+
+-- lived: Workloads of a cluster of which some replica was there at a moment, or since.
+SELECT DISTINCT workload
+  FROM replica
+ WHERE cluster = $1
+   AND coalesce(released_ms, 9223372036854775807) >= $2
+   AND workload IS NOT NULL;
+
+-- missed_ms: How long runs of a cluster may have lasted that were said to have been missed between two positions.
+SELECT coalesce(sum(m.to_ms - m.from_ms), 0)::bigint AS ms
+  FROM missed AS m
+  JOIN replica AS r ON r.uid = m.replica
+ WHERE r.cluster = $1
+   AND m.position > $2
+   AND m.position <= $3;

@@ -18,6 +18,7 @@ from services.billing import aggregate, projection
 from services.billing.accounts import Accounts
 from services.billing.config import Settings
 from services.billing.consumer import Enrolments, Meter
+from services.billing.figures import FIGURES, BillFigures
 from services.billing.servicer import CostServicer, PriceServicer
 from services.billing.settler import Settler
 
@@ -55,6 +56,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         consumers=(Enrolments(), Meter()),
         begin=begin,
         loops=(Loop("settlement", settler.run),),
+        measure=BillFigures(accounts, kernel.database, kernel.queries, kernel.clock).measure,
     )
 
 
@@ -91,4 +93,5 @@ TARGET = Target(
     settings=Settings,
     book=Book(aggregate.place, projection.project),
     wire=wire,
+    figures=FIGURES,
 )

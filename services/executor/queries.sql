@@ -138,6 +138,19 @@ SELECT node, body
  WHERE cluster = $1
  ORDER BY node;
 
+-- live_replicas: How many replicas are there, by state.
+SELECT state, count(*) AS replicas
+  FROM replica
+ WHERE NOT released
+ GROUP BY state;
+
+-- last_usage: When use was measured last, or since when it could have been; nothing where none runs.
+SELECT greatest((SELECT max(at) FROM usage), min(start_time)) AS since
+  FROM replica
+ WHERE state = $1
+   AND NOT released
+HAVING count(*) > 0;
+
 -- replicas_of_workloads: Uids of all replicas of these workloads.
 SELECT uid
   FROM replica

@@ -31,7 +31,7 @@ from chassis.refusals import Exhausted, OutcomeUnknown, Unavailable
 from chassis.tasks import end
 from chassis.workloads import volumes
 from fermion.api.workload import v1 as api
-from services.executor import aggregate, observation
+from services.executor import aggregate, figures, observation
 from services.executor.aggregate import Known, Volume, Wanted, Work
 from services.executor.cluster import Away, Cluster, Listing, Unhonoured
 from services.executor.config import USAGE_KEPT, Settings
@@ -146,6 +146,8 @@ class Reconciler:
         self._clock = clock
         self._settings = settings
         self._told = told
+        # What the last pass found; None where another process works.
+        self.seen: figures.Seen | None = None
 
     async def run(self) -> None:
         """Work until cancelled; another holder of the lease ends a reign, and nothing else."""
@@ -162,6 +164,8 @@ class Reconciler:
             except* (Unavailable, Exhausted, OutcomeUnknown) as error:
                 _log.debug("the executor waits: %r", error)
                 await asyncio.sleep(AGAIN_SECONDS)
+            finally:
+                self.seen = None
 
     async def _reign(self, epoch: int) -> None:
         reign = Reign(
@@ -209,6 +213,10 @@ class Reconciler:
         if settled:
             await self._attest(reign, listing)
         await self._measure(reign)
+        there = [one.uid for one in listing.replicas]
+        known = [reign.replicas[uid] for uid in there]
+        strangers = len(reign.strangers.intersection(there))
+        self.seen = figures.seen(self.seen, known, strangers, now)
 
     async def _load(
         self,

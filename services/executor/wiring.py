@@ -17,6 +17,7 @@ from services.executor import aggregate, gpus, keeping, limits, projection
 from services.executor.cluster_local import LocalCluster
 from services.executor.config import Settings
 from services.executor.consumer import Wants
+from services.executor.figures import FIGURES, ClusterFigures
 from services.executor.ground import Ground, Pace
 from services.executor.reconciler import Reconciler
 from services.executor.servicer import RuntimeServicer
@@ -40,6 +41,9 @@ def wire(kernel: Kernel[Settings]) -> Wired:
     servicer = RuntimeServicer(
         cluster, kernel.journal, kernel.database, kernel.queries, kernel.clock
     )
+    figures = ClusterFigures(
+        cluster.uid, kernel.database, kernel.queries, kernel.clock, lambda: reconciler.seen
+    )
     return Wired(
         servicers=(
             Mount(
@@ -50,6 +54,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         consumers=(wants,),
         loops=(Loop("reconciler", reconciler.run),),
+        measure=figures.measure,
     )
 
 
@@ -113,4 +118,5 @@ TARGET = Target(
     book=Book(aggregate.place, projection.project),
     wire=wire,
     shard=shard,
+    figures=FIGURES,
 )

@@ -30,6 +30,7 @@ from fermion.api.workload import v1 as workload
 from services.scheduler import admission, aggregate, books, explain, ledger, projection
 from services.scheduler.admission import Admit, Refuse, Release, Reserve
 from services.scheduler.demand import RESERVED
+from services.scheduler.figures import HELD_SECONDS, Capacity, capacity
 from services.scheduler.ledger import Books
 from services.scheduler.placement import FOREVER
 from services.scheduler.state import State
@@ -63,6 +64,8 @@ class Admitter:
         self._lease = lease
         self._clock = clock
         self._told = told
+        # What was held a moment ago; nothing where another process admits.
+        self.capacity: Sequence[Capacity] = ()
 
     async def run(self) -> None:
         """Admit until cancelled; another holder of the lease ends a reign, and nothing else."""
@@ -76,6 +79,8 @@ class Admitter:
             except* (Unavailable, Exhausted, OutcomeUnknown) as error:
                 _log.debug("the scheduler waits: %r", error)
                 await asyncio.sleep(AGAIN_SECONDS)
+            finally:
+                self.capacity = ()
 
     async def _reign(self, epoch: int) -> None:
         # What a holder before this one was committing is there after this, or refused.
@@ -85,8 +90,12 @@ class Admitter:
         await kept.load()
         reign = Reign(kept, (self._lease.name, epoch), self._journal)
         void: Collection[str] = ()
+        sum_up = float("-inf")
         while self._lease.held() == epoch:
             await kept.follow(void)
+            if self._clock.monotonic() >= sum_up:
+                self.capacity = capacity(kept.state.clusters)
+                sum_up = self._clock.monotonic() + HELD_SECONDS
             turn = await reign.turn(books.milliseconds(self._clock.now()))
             void = turn.void
             if not turn.goes_on:

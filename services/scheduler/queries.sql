@@ -146,6 +146,12 @@ SELECT *
  ORDER BY queue_time, uid
  LIMIT $4;
 
+-- queue_by_reason: How many wait for the same, and since when the first; who has some, since he wanted more.
+SELECT reason, count(*) AS waiting, min(CASE WHEN admit_time IS NULL THEN arrive_time ELSE said_time END) AS since
+  FROM entry
+ WHERE waits
+ GROUP BY reason;
+
 -- find_queued: Some of those that wait, by their uids.
 SELECT *
   FROM entry

@@ -14,6 +14,7 @@ from services.scheduler import aggregate, ledger, projection
 from services.scheduler.admitter import Admitter
 from services.scheduler.config import Settings
 from services.scheduler.consumer import ClusterReports, CostLimits, Declarations, Limits
+from services.scheduler.figures import FIGURES, QueueFigures
 from services.scheduler.servicer import QueueServicer
 
 
@@ -29,6 +30,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         told,
     )
     servicer = QueueServicer(kernel.journal, kernel.database, kernel.queries, kernel.clock)
+    figures = QueueFigures(kernel.database, kernel.queries, kernel.clock, lambda: admitter.capacity)
     return Wired(
         servicers=(
             Mount(
@@ -45,6 +47,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         begin=partial(ledger.take_over, kernel.journal, kernel.database, kernel.queries),
         loops=(Loop("admission", admitter.run),),
+        measure=figures.measure,
     )
 
 
@@ -56,4 +59,5 @@ TARGET = Target(
     settings=Settings,
     book=Book(aggregate.place, projection.project),
     wire=wire,
+    figures=FIGURES,
 )

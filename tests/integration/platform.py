@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 from chassis.embedded import Home, Keys, free_port
 from chassis.process import Process
 from chassis.service import Target
+from fermion.api.journal import v1 as journal
+from fermion.api.journal.v1.service_pb2_grpc import JournalServiceStub
 from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import UserServiceStub
 from services.serve import TARGETS
@@ -78,6 +80,26 @@ class Platform:
                 raise
             return False
         return True
+
+    async def figure(self, name: str, **labels: str) -> float | None:
+        """A figure as the process shows it now; None where it does not."""
+        stub = JournalServiceStub(self.channel)
+        found = (await self.call(stub.GetJournal, journal.GetJournalRequest())).figures
+        values = [
+            one.value_milli / 1000 for one in found if (one.name, one.labels) == (name, labels)
+        ]
+        assert len(values) <= 1, (name, labels, values)
+        return values[0] if values else None
+
+    async def figure_is(
+        self, holds: Callable[[float], bool], name: str, **labels: str
+    ) -> float | None:
+        """Wait until a figure is like that."""
+        return await until(
+            lambda: self.figure(name, **labels),
+            lambda value: value is not None and holds(value),
+            f"{name} {labels}",
+        )
 
     async def refusal(
         self, method: grpc.aio.UnaryUnaryMultiCallable[In, Out], request: In

@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis import figures as kept
 from chassis.embedded import free_port
 from chassis.listing import PageToken
 from chassis.process import Process
@@ -676,3 +677,39 @@ async def test_what_cannot_be_a_time_a_place_or_an_amount_is_refused_by_name(
     refusal = await stage.platform.refusal(getattr(stub, call), wrong)
     assert refusal.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
     assert refusal.reason in ("FIELD_INVALID", "PAGE_TOKEN_MISMATCH", "AMOUNT_TOO_LARGE")
+
+
+async def test_operators_see_what_is_open_how_old_it_is_and_what_nobody_pays_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "FIGURES_SECONDS", 0.05)
+    shown, here = stage.platform.figure_is, {"cluster": CLUSTER}
+    intervals, unbilled = "fermion_billing_open_intervals", "fermion_billing_unbilled_seconds_total"
+    # It counts from where it has looked first.
+    await shown(lambda found: found == 0, unbilled, **here, reason="held")
+    held, gone = subject("held"), subject("gone")
+    await stage.say(begun(held, stage.at(0), stage.at(2))[0])
+    await stage.say(*begun(gone, stage.at(0), stage.at(5)))
+    await shown(lambda found: found == 1, intervals, **here, state="held")
+    await shown(lambda found: found == 1, intervals, **here, state="running")
+    await stage.through(stage.at(10))
+    # Ten minutes of one, and five of the other before it ran.
+    await shown(lambda found: found == 15 * 60, unbilled, **here, reason="held")
+    await shown(lambda found: found == 5 * 60, "fermion_billing_billed_seconds_total", **here)
+    await stage.say(*over(gone, stage.at(20)))
+    await shown(lambda found: found == 0, intervals, **here, state="running")
+    await shown(lambda found: found == 1, "fermion_billing_unsettled_workloads", **here)
+    hours = (datetime.now(UTC).timestamp() * 1000 - stage.at(20)) / 1000
+    await shown(
+        lambda found: hours <= found < hours + 60, "fermion_billing_settle_lag_seconds", **here
+    )
+    await shown(
+        lambda found: hours + 600 <= found < hours + 660,
+        "fermion_billing_settled_age_seconds",
+        **here,
+    )
+    await stage.through(stage.at(21))
+    await shown(lambda found: found == 0, "fermion_billing_unsettled_workloads", **here)
+    await shown(lambda found: found == 0, "fermion_billing_settle_lag_seconds", **here)
+    await shown(lambda found: found == 15 * 60, "fermion_billing_billed_seconds_total", **here)
+    assert await stage.platform.figure("fermion_billing_disputed_streams") == 0

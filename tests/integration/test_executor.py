@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from chassis import ids
+from chassis import figures, ids
 from chassis.embedded import Home, Keys
 from chassis.envelope import Meta, Recorded, Registry
 from chassis.journal import Book, Command, Place
@@ -508,3 +508,32 @@ async def test_what_runs_is_measured(stage: Stage) -> None:
         return any(sample.cpu_milli > 20 for one in found.series for sample in one.samples)
 
     await until(usage, busy, "use of CPU")
+
+
+async def test_operators_see_replicas_by_state_and_what_is_not_over_in_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "FIGURES_SECONDS", 0.05)
+    shown, here = stage.platform.figure_is, {"cluster": CLUSTER}
+    replicas = "fermion_executor_replicas"
+    await shown(lambda found: found == 0, replicas, **here, state="running")
+    assert await stage.platform.figure("fermion_executor_usage_age_seconds", **here) == 0
+    # It takes no notice of being told to end.
+    ignore = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True)"
+    said = work(*python(f"{ignore}; time.sleep(600)"))
+    await stage.say(admitted(said))
+    await shown(lambda found: found == 1, replicas, **here, state="running")
+    await shown(lambda found: 0 < found < 10, "fermion_executor_usage_age_seconds", **here)
+    await shown(lambda found: found < 10, "fermion_executor_watermark_age_seconds", **here)
+    revoked = workload.WorkloadRevoked(
+        uid=said.uid, cause=workload.CAUSE_USER_STOP, grace=Duration(seconds=2), project="acme"
+    )
+    await until(stage.printed, lambda found: any(b"up" in one.data for one in found), "it is up")
+    await stage.say(revoked)
+    await shown(lambda found: found == 1, replicas, **here, state="draining")
+    await shown(lambda found: found == 0, replicas, **here, state="running")
+    await stage.stated("WorkloadFinished")
+    await shown(lambda found: found == 0, replicas, **here, state="draining")
+    # Its record is let go of when all that it told is durable.
+    await shown(lambda found: found == 0, "fermion_executor_held_records", **here)
+    assert await stage.platform.figure("fermion_executor_stranger_replicas", **here) == 0

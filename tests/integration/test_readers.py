@@ -19,6 +19,7 @@ from chassis.parking import resume
 from chassis.readers import Reaction
 from chassis.refusals import Refused
 from chassis.remote import LocalLog, RemoteLog
+from chassis.telemetry import Metrics
 from fermion.api.instances import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
 from tests.sample import (
@@ -215,7 +216,7 @@ async def test_a_log_of_another_service_is_read_by_its_call(
         )
         server = grpc.aio.server()
         service_pb2_grpc.add_JournalServiceServicer_to_server(
-            JournalServicer({JOURNAL: hosted}), server
+            JournalServicer({JOURNAL: hosted}, Metrics()), server
         )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -15,6 +15,7 @@ from chassis.lineage import begin
 from chassis.log_service import Hosted, JournalServicer
 from chassis.relay import Relay
 from chassis.rpc import Context
+from chassis.telemetry import Metrics
 from fermion.api.journal import v1 as api
 from tests.sample import (
     BOOK,
@@ -217,7 +218,7 @@ async def test_a_halt_that_another_process_mended_is_no_halt_of_the_one_that_sta
 async def halted(service: Service) -> str:
     """Why the relay stands still, as the process of this service tells it to callers."""
     hosted = Hosted(service.journal, service.database, BOOK, QUERIES, FOLDER, service.bus, ())
-    answer = await JournalServicer({JOURNAL: hosted}).GetJournal(
+    answer = await JournalServicer({JOURNAL: hosted}, Metrics()).GetJournal(
         api.GetJournalRequest(), cast(Context, None)
     )
     return answer.journals[0].relay_halted

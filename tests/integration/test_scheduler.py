@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from chassis import figures as kept
 from chassis.embedded import free_port
 from chassis.process import Process
 from chassis.rebuild import rebuild
@@ -25,6 +26,7 @@ from fermion.api.scheduler import v1 as api
 from fermion.api.scheduler.v1.service_pb2_grpc import QueueServiceStub
 from fermion.api.workload import v1 as workload
 from services.projects.wiring import TARGET as PROJECTS
+from services.scheduler import admitter
 from services.scheduler.wiring import TARGET as SCHEDULER
 from tests.integration.platform import Platform, running, told, until
 from tests.integration.voices import Voice, enrol
@@ -765,3 +767,25 @@ async def test_its_rows_are_rebuilt_as_they_are(stage: Stage) -> None:
     )
     assert rebuilt.live_hash == rebuilt.rebuilt_hash
     assert rebuilt.folded > 8
+
+
+async def test_operators_see_what_waits_for_what_and_what_is_held(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "FIGURES_SECONDS", 0.05)
+    monkeypatch.setattr(admitter, "HELD_SECONDS", 0.05)
+    shown, model = stage.platform.figure_is, {"cluster": CLUSTER, "gpu_type": "A100"}
+    waiting, waits = "fermion_scheduler_queued_workloads", "fermion_scheduler_queued_seconds"
+    await stage.cluster(node(gpus=4))
+    await shown(lambda found: found == 4, "fermion_scheduler_capacity_gpus", **model)
+    await shown(lambda found: found == 0, waiting, reason="CAPACITY")
+    await stage.declare(declared("big", gpus=4))
+    await shown(lambda found: found == 4, "fermion_scheduler_held_gpus", **model)
+    await shown(lambda found: found == 1, "fermion_scheduler_held_cores", cluster=CLUSTER)
+    await shown(lambda found: found == GIB, "fermion_scheduler_held_memory_bytes", cluster=CLUSTER)
+    await stage.declare(declared("second", gpus=1), declared("third", gpus=2))
+    await shown(lambda found: found >= 1, waiting, reason="CAPACITY")
+    first = await shown(lambda found: found > 0, waits, reason="CAPACITY")
+    assert first is not None
+    await shown(lambda found: found > first, waits, reason="CAPACITY")
+    assert await stage.platform.figure(waiting, reason="QUOTA") == 0

@@ -8,6 +8,7 @@ import socket
 import sys
 
 import pytest
+from prometheus_client import generate_latest
 
 from chassis import config, telemetry
 from chassis.config import Common
@@ -15,9 +16,11 @@ from chassis.refusals import Invalid, Unavailable
 from chassis.telemetry import (
     REQUEST_ID,
     ConsoleFormatter,
-    Gauge,
+    Figure,
     JsonFormatter,
+    Kind,
     Metrics,
+    Sample,
     current_traceparent,
 )
 
@@ -102,10 +105,22 @@ def test_a_metrics_address_that_is_none_is_named(listen: str) -> None:
 
 def test_a_figure_is_read_when_it_is_asked_for() -> None:
     metrics, position = Metrics(), 1.0
-    metrics.gauge(Gauge("fermion_test", "A test.", ("of",), lambda: [(("x",), position)]))
+    figure = Figure("fermion_test", "A test.", ("of",))
+    metrics.show((figure,), lambda: [Sample(figure, ("x",), position)])
     assert metrics.registry.get_sample_value("fermion_test", {"of": "x"}) == 1.0
     position = 2.0
     assert metrics.registry.get_sample_value("fermion_test", {"of": "x"}) == 2.0
+    assert [sample.value for sample in metrics.read()] == [2.0]
+
+
+def test_a_figure_that_several_parts_show_is_told_once() -> None:
+    metrics = Metrics()
+    figure = Figure("fermion_test_total", "A test.", ("of",), Kind.COUNTER)
+    metrics.show((figure,), lambda: [Sample(figure, ("x",), 1)])
+    metrics.show((figure,), lambda: [Sample(figure, ("y",), 2)])
+    text = generate_latest(metrics.registry).decode()
+    assert text.count("# TYPE fermion_test_total counter") == 1
+    assert 'fermion_test_total{of="x"} 1.0\nfermion_test_total{of="y"} 2.0\n' in text
 
 
 def test_a_journal_shows_zeros_before_its_first_commit() -> None:

@@ -66,6 +66,7 @@ class Platform:
         "instances/0",
         "projects/0",
     )
+    figures: list[journal.Figure] = field(default_factory=list)
     waiting: Waiting = field(default_factory=Waiting)
     billed: Billed = field(default_factory=Billed)
     # Of all journals, in the order in which they were recorded.
@@ -409,7 +410,7 @@ class Journals(journal_grpc.JournalServiceServicer):
         reader = journal.ReaderProgress(reader="a/b", journal="b/0", position=3)
         found = [journal.JournalStatus(journal="b/0", head=5, published=5, readers=[reader])]
         found += [journal.JournalStatus(journal=name) for name in self._platform.journals]
-        return journal.GetJournalResponse(journals=found)
+        return journal.GetJournalResponse(journals=found, figures=self._platform.figures)
 
     def AuditJournal(
         self, request: journal.AuditJournalRequest, context: grpc.ServicerContext

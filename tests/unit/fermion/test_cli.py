@@ -11,6 +11,7 @@ import yaml
 from google.rpc import code_pb2
 
 from fermion.api.instances import v1 as api
+from fermion.api.journal import v1 as journal
 from fermion.api.workload import v1 as workload
 from fermion.cli import COMMANDS, overview, run
 from fermion.cli.app import app, prepared
@@ -298,7 +299,47 @@ def test_status_shows_how_far_readers_are(
     printed = told(capsys)
     assert f"answers at {lab.address}" in printed
     row = next(line for line in printed.splitlines() if line.startswith("a/b"))
-    assert row.split() == ["a/b", "b/0", "2", "0", "ok"]
+    assert row.split() == ["a/b", "b/0", "2", "-", "0", "ok"]
+
+
+def test_status_tells_in_words_what_operators_watch(
+    lab: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def show(name: str, value_milli: int, **labels: str) -> None:
+        lab.figures.append(
+            journal.Figure(name=f"fermion_{name}", labels=labels, value_milli=value_milli)
+        )
+
+    show("reader_lag_seconds", 12_345, reader="a/b", journal="b/0")
+    show("scheduler_queued_workloads", 2_000, reason="CAPACITY")
+    show("scheduler_queued_seconds", 95_500, reason="CAPACITY")
+    show("scheduler_queued_workloads", 0, reason="QUOTA")
+    show("scheduler_held_gpus", 1_500, cluster="k", gpu_type="A100")
+    show("scheduler_capacity_gpus", 8_000, cluster="k", gpu_type="A100")
+    show("scheduler_held_memory_bytes", 2**30 * 1000, cluster="k")
+    show("scheduler_capacity_memory_bytes", 2**34 * 1000, cluster="k")
+    show("executor_replicas", 3_000, cluster="k", state="running")
+    show("executor_replicas", 0, cluster="k", state="lost")
+    show("executor_held_records", 1_000, cluster="k")
+    show("billing_settled_age_seconds", 4_200, cluster="k")
+    show("billing_open_intervals", 3_000, cluster="k", state="running")
+    show("billing_disputed_streams", 1_000)
+    assert run(["status"]) == 0
+    rows = [" ".join(line.split()) for line in told(capsys).splitlines()]
+    assert "a/b b/0 2 12s 0 ok" in rows
+    assert rows[-4:] == [
+        "queue waiting, and how long the first has: 2 CAPACITY (95 s)",
+        "held 1.5 of 8 GPUs, 1 GiB of 16 GiB memory",
+        "replicas 3 running, 1 ended and still held",
+        "bill settled up to 4 s ago, 3 intervals open, 1 disputed",
+    ]
+    assert run(["status", "-o", "json"]) == 0
+    figures = json.loads(told(capsys))["figures"]
+    assert figures[0] == {
+        "name": "fermion_reader_lag_seconds",
+        "labels": {"journal": "b/0", "reader": "a/b"},
+        "value_milli": "12345",
+    }
 
 
 def test_contexts_are_set_used_and_deleted(

@@ -15,6 +15,7 @@ from fermion.api.executor import v1 as executor
 from fermion.api.journal import v1 as api
 from fermion.api.workload import v1 as workload
 from fermion.cli import doctor
+from fermion.cli.figures import BOUNDS, Bound, Figures
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -114,6 +115,35 @@ def test_what_a_journal_has_lost_is_found_with_the_command_that_accepts_it() -> 
         assert not found[one].well
         assert says in found[one].mend
         assert found[one].mend.endswith("fermion restore --accept")
+
+
+def figure(name: str, value_milli: int, **labels: str) -> api.Figure:
+    return api.Figure(name=f"fermion_{name}", labels=labels, value_milli=value_milli)
+
+
+def test_the_worst_that_is_out_of_bounds_is_found_with_what_to_do() -> None:
+    told = [
+        figure("reader_lag_seconds", 60_000, reader="a/b", journal="b/0"),
+        figure("reader_lag_seconds", 61_500, reader="c/d", journal="d/0"),
+        figure("executor_replicas", 1_000, cluster="k", state="lost"),
+        figure("executor_replicas", 9_000, cluster="k", state="running"),
+        figure("billing_disputed_streams", 0),
+    ]
+    found = {one.what: one for one in doctor.bounds(Figures(told))}
+    assert (found["reader lag"].well, found["reader lag"].found) == (False, "61 s, c/d of d/0")
+    assert (found["unreachable"].well, found["unreachable"].found) == (False, "1, k")
+    assert "fermion replicas -p PROJECT" in found["unreachable"].mend
+    assert (found["disputes"].well, found["disputes"].found) == (True, "0")
+    # What nobody tells is not called well.
+    assert found.keys() == {"reader lag", "unreachable", "disputes"}
+
+
+@pytest.mark.parametrize("bound", BOUNDS, ids=lambda one: one.what)
+def test_a_figure_is_well_up_to_its_bound(bound: Bound) -> None:
+    for milli, well in ((bound.most * 1000, True), (bound.most * 1000 + 1, False)):
+        one = api.Figure(name=bound.figure, labels=bound.labels, value_milli=milli)
+        (found,) = doctor.bounds(Figures([one]))
+        assert found.well is well
 
 
 def cluster(

@@ -113,7 +113,7 @@ class JournalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJournal(self, request, context):
-        """Tells head, epoch and readers of every journal that this process serves.
+        """Tells head, epoch and readers of every journal that this process serves, and its figures.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class JournalServiceStub:
     ListFacts: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListFactsRequest, _service_pb2.ListFactsResponse]
     """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one."""
     GetJournal: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetJournalRequest, _service_pb2.GetJournalResponse]
-    """Tells head, epoch and readers of every journal that this process serves."""
+    """Tells head, epoch and readers of every journal that this process serves, and its figures."""
     AuditJournal: _grpc.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]
     """Checks the equalities that must hold between log, stream and readers."""
     RebuildProjection: _grpc.UnaryUnaryMultiCallable[_service_pb2.RebuildProjectionRequest, _service_pb2.RebuildProjectionResponse]
@@ -74,7 +74,7 @@ class JournalServiceAsyncStub(JournalServiceStub):
     ListFacts: _aio.UnaryUnaryMultiCallable[_service_pb2.ListFactsRequest, _service_pb2.ListFactsResponse]  # type: ignore[assignment]
     """Lists the facts of one stream of a project, oldest first; for services and admins also of a deleted one."""
     GetJournal: _aio.UnaryUnaryMultiCallable[_service_pb2.GetJournalRequest, _service_pb2.GetJournalResponse]  # type: ignore[assignment]
-    """Tells head, epoch and readers of every journal that this process serves."""
+    """Tells head, epoch and readers of every journal that this process serves, and its figures."""
     AuditJournal: _aio.UnaryUnaryMultiCallable[_service_pb2.AuditJournalRequest, _service_pb2.AuditJournalResponse]  # type: ignore[assignment]
     """Checks the equalities that must hold between log, stream and readers."""
     RebuildProjection: _aio.UnaryUnaryMultiCallable[_service_pb2.RebuildProjectionRequest, _service_pb2.RebuildProjectionResponse]  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class JournalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.GetJournalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.GetJournalResponse, _abc.Awaitable[_service_pb2.GetJournalResponse]]:
-        """Tells head, epoch and readers of every journal that this process serves."""
+        """Tells head, epoch and readers of every journal that this process serves, and its figures."""
 
     @_abc_1.abstractmethod
     def AuditJournal(
