@@ -27,8 +27,8 @@ from tests.chaos.stand import Stand
 
 PROJECT: Final = "storm"
 # Who asks for what never fits, and who lets programs live.
-WAITERS: Final = 14
-RUNNERS: Final = 6
+WAITERS: Final = 8
+RUNNERS: Final = 5
 # Each waiter deletes its oldest beyond so many.
 WAITING_MAX: Final = 8
 CPU_MILLI: Final = 20
@@ -202,7 +202,7 @@ async def wait(caller: Caller) -> None:
                 oldest = standing.pop(0)
                 await caller.delete(oldest)
                 ledger.withdrawn.add(oldest)
-            await asyncio.sleep(dice.uniform(0.1, 1.0))
+            await asyncio.sleep(dice.uniform(0.1, 1.5))
     finally:
         ledger.calling -= 1
 

@@ -28,7 +28,7 @@ STEADY_SECONDS: Final = 10.5
 FULL_ROUNDS: Final = 5
 LOOK_SECONDS: Final = 0.01
 # What `python -m services` imports, and a port.
-BARE: Final = "import socket, services.__main__; socket.create_server(('127.0.0.1', {port}))"
+BARE: Final = "import socket, services.__main__; it = socket.create_server(('127.0.0.1', {port}))"
 
 
 def measure(stand: Stand, report: Report) -> None:
@@ -101,7 +101,13 @@ def starter(
     def start() -> None:
         code = f"{BARE.format(port=port)}; input()"
         process.append(
-            subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT)
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                cwd=ROOT,
+                # As the supervisor starts its own: a session is given its share of a busy machine.
+                start_new_session=True,
+            )
         )
 
     def ready() -> bool:
