@@ -145,6 +145,25 @@ async def test_an_end_that_a_stopped_shim_missed_is_at_its_last_proof(stand: OnT
     assert run.signal == signal.SIGKILL
 
 
+async def test_an_end_in_a_short_stop_of_the_shim_is_not_dated_when_it_went_on(
+    stand: OnThisMachine,
+) -> None:
+    wanted, uid = await running(stand)
+    main = main_of(stand, uid)
+    await until_proof_is_later(stand, uid)
+    witness = head_of(stand, uid).pid
+    os.kill(witness, signal.SIGSTOP)
+    os.kill(main, signal.SIGKILL)
+    killed = stand.now()
+    # Less than the two ticks after which it knows by its clock that it is late.
+    await pass_time(stand, killed + timedelta(milliseconds=QUICK.tick_ms))
+    os.kill(witness, signal.SIGCONT)
+    (run,) = (await ran(stand, wanted)).runs
+    assert run.end is not None
+    assert run.end.evidence == api.EVIDENCE_CLASS_LAST_PROOF
+    assert run.start.at <= run.end.at <= killed
+
+
 async def pass_time(stand: OnThisMachine, moment: object) -> None:
     async def passed() -> bool:
         return stand.now() >= moment  # type: ignore[operator]
