@@ -29,13 +29,16 @@ def main() -> int:
     parser.add_argument("--duration", type=float, default=600.0, help="seconds of faults")
     parser.add_argument("--seed", type=int, default=None, help="random unless given")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "chaos.json")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="to narrow down: only this kind"
+    )
     parser.add_argument("--keep", type=Path, help="an empty folder whose content is kept")
     asked = parser.parse_args()
     apart()
     seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     print(f"seed {seed}, {asked.duration:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        report = play(asked.keep or Path(folder), asked.duration, seed)
+        report = play(asked.keep or Path(folder), asked.duration, seed, asked.only)
     report.write(asked.output)
     print(report.summary())
     return 1 if report.broken else 0

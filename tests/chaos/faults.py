@@ -426,6 +426,19 @@ def plan(dice: random.Random, duration: float, disks: Sequence[str]) -> list[Fau
     return made
 
 
+def narrowed(
+    made: Sequence[Fault], dice: random.Random, only: Sequence[str], disks: Sequence[str]
+) -> list[Fault]:
+    """A plan as dense, of some kinds alone."""
+    known = {kind.kind for kind, _, _ in kinds(disks)}
+    if strange := set(only) - known:
+        raise SystemExit(
+            f"There is no fault {strange.pop()!r} here; there are: {', '.join(sorted(known))}."
+        )
+    pairs = [(kind, target) for kind, target, _ in kinds(disks) if kind.kind in only]
+    return [drawn(*dice.choice(pairs), dice) for _ in made]
+
+
 def drawn(kind: type[Fault], target: str, dice: random.Random) -> Fault:
     """One fault of a kind; some last longer than what waits for an answer has patience."""
     seconds = dice.uniform(5.0, 8.0) if dice.random() < 0.1 else dice.uniform(0.3, 3.0)

@@ -185,7 +185,8 @@ def finish(stand: Stand, ledger: Ledger) -> None:
 def judge(scene: Scene, report: Report, outside: Path, words: Path) -> None:
     """Compare every witness with the facts."""
     stand, ledger = scene.stand, scene.ledger
-    judge_density(report, stand)
+    if not report.only:
+        judge_density(report, stand)
     facts = asyncio.run(stored(stand))
     judge_ledger(report, ledger, facts["instances"], asyncio.run(commands(stand)))
     judge_queue(report, ledger, facts)

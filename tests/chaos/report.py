@@ -42,6 +42,8 @@ class Report:
 
     duration: float
     seed: int
+    # Kinds of faults, where not all.
+    only: Sequence[str] = ()
     began: float = 0.0
     # How long faults really struck.
     stormed: float = 0.0

@@ -25,9 +25,9 @@ CALM_SECONDS: Final = 3.0
 AGAIN_MAX: Final = 3
 
 
-def play(folder: Path, duration: float, seed: int) -> Report:
+def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> Report:
     """Play one round in an empty folder; what it found is in the report, also what is broken."""
-    report = Report(duration, seed)
+    report = Report(duration, seed, tuple(only))
     with standing(folder / "home") as stand:
         if missing := [name for name in ("postgres", "nats", "cluster") if name not in stand.disks]:
             report.skipped = [f"disk full {name}: this process may not mount" for name in missing]
@@ -59,6 +59,11 @@ async def storm(scene: Scene, report: Report, words: Path) -> None:
     """Let callers call and faults strike; return when the last caller has his answer."""
     seed, duration = report.seed, report.duration
     wanted = faults.plan(random.Random(f"{seed} faults"), duration, scene.stand.disks)
+    if report.only:
+        # As many of them, drawn the same way.
+        wanted = faults.narrowed(
+            wanted, random.Random(f"{seed} only"), report.only, scene.stand.disks
+        )
     async with load.reached(scene.stand) as (stub, metadata):
         calling = asyncio.create_task(
             load.load(stub, metadata, scene.ledger, random.Random(f"{seed} load"), words),
