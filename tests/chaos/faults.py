@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
 
-import asyncpg
 import psutil
 
 from chassis.bus import Away
 from chassis.tasks import end
 from tests.chaos.load import Ledger
-from tests.chaos.stand import DISKS, SERVERS, SERVICES, Stand
+from tests.chaos.stand import DISKS, SERVERS, SERVICES, Stand, Unanswered
 
 # What a round of so many seconds holds; a shorter one holds as much of it as it lasts.
 FULL_SECONDS: Final = 600
@@ -191,7 +190,7 @@ class Overtaken(Fault):
         )
         try:
             rows = await stand.ask(query, lease)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except Unanswered as error:
             raise Missed(f"nobody tells who holds {lease}") from error
         if not rows:
             raise Missed(f"nobody holds {lease}")
@@ -498,7 +497,7 @@ async def frozen(stand: Stand, victim: psutil.Process, service: str) -> int:
                 else:
                     tail = await bus.tail(journal)
                     missing = committed - (0 if tail is None else tail.last)
-            except (Away, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (Away, Unanswered):
                 missing = 0
             if missing > 0:
                 return missing

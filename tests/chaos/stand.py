@@ -18,6 +18,7 @@ import psutil
 
 from chassis.bus import Bus
 from chassis.embedded import Postgres, free_port
+from chassis.postgres import LOST
 from services.executor import shim
 from services.serve import TARGETS
 from tests.stage import ROOT, TINY, Stage
@@ -33,6 +34,10 @@ DISKS: Final[Mapping[str, tuple[str, int]]] = {
     "nats": ("nats/store", 512 * MIB),
     "cluster": ("cluster", 512 * MIB),
 }
+
+
+class Unanswered(Exception):
+    """PostgreSQL does not answer just now."""
 
 
 @dataclass
@@ -119,12 +124,15 @@ class Stand:
         return Postgres(self.home / "postgres", tcp_port=self.ports["postgres"]).dsn
 
     async def ask(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
-        """Ask PostgreSQL itself."""
-        connection = await asyncpg.connect(self.dsn, timeout=10)
+        """Ask PostgreSQL itself; Unanswered where it cannot say."""
         try:
-            return await connection.fetch(sql, *arguments)
-        finally:
-            await connection.close()
+            connection = await asyncpg.connect(self.dsn, timeout=10, command_timeout=60)
+            try:
+                return await connection.fetch(sql, *arguments)
+            finally:
+                connection.terminate()
+        except (*LOST, asyncpg.PostgresError) as error:
+            raise Unanswered(repr(error)) from error
 
     def bus(self, service: str) -> Bus:
         """The broker as a service may use it, by no wire."""
