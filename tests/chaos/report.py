@@ -61,6 +61,10 @@ class Report:
         print(f"{at:8.2f} s  {fault.kind:<17} {fault.target:<24} {words}".rstrip(), flush=True)
         return at
 
+    def note(self, words: str) -> None:
+        """Print what happens apart from faults."""
+        print(f"{time.monotonic() - self.began:8.2f} s  {words}", flush=True)
+
     def check(self, holds: bool, sentence: str, detail: object = "") -> None:
         """Note what does not hold."""
         if not holds:
@@ -91,6 +95,8 @@ class Report:
                     f"{one.part}: back after {quantiles(one.seconds)}, over bare {quantiles(over(one))}"
                     for one in self.recoveries
                 ),
+                *(f"not drawn: {each}" for each in self.skipped),
+                *(f"missed: {each}" for each in self.missed),
                 f"{len(self.broken)} broken" if self.broken else "all of it holds",
             )
         )

@@ -43,9 +43,12 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
             ledger = Ledger()
             scene = Scene(stand, ledger)
             asyncio.run(storm(scene, report, words))
+            report.note("the storm is over; it settles by itself")
             oracle.settle(stand, report)
             oracle.judge_rest(stand, report)
+            report.note("each part is killed by itself, beside a bare start")
             recovery.measure(stand, report)
+            report.note("what runs is stopped, and counted")
             oracle.finish(stand, ledger)
             oracle.settle(stand, report)
         finally:
