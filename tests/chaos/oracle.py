@@ -191,9 +191,13 @@ def judge(scene: Scene, report: Report, outside: Path, words: Path) -> None:
     judge_ledger(report, ledger, facts["instances"], asyncio.run(commands(stand)))
     judge_queue(report, ledger, facts)
     judge_watch(report, ledger)
+    living = stand.replicas
+    within(
+        30, lambda: not any(living.iterdir()), lambda: repr([*living.iterdir()]), report, "forgets"
+    )
     runs = judge_runs(report, stand, facts["executor"])
     judge_outside(report, scene, runs, outside)
-    judge_words(report, runs, facts["executor"], words)
+    judge_words(report, scene, runs, facts["executor"], words)
     judge_bill(report, stand, facts["executor"])
     left = list(remains(stand))
     report.check(not left, "no process of a replica is left", left)
@@ -416,15 +420,25 @@ def judge_outside(
 
 
 def judge_words(
-    report: Report, runs: Mapping[str, Mapping[int, Told]], facts: Sequence[Fact], words: Path
+    report: Report,
+    scene: Scene,
+    runs: Mapping[str, Mapping[int, Told]],
+    facts: Sequence[Fact],
+    words: Path,
 ) -> None:
     """What programs wrote down themselves lies in runs of theirs: no two starts in one of them."""
     # An instance that was restarted has a workload for each attempt, and one page of words.
     of: defaultdict[str, list[Told]] = defaultdict(list)
+    # How much later than told each may have ended: its shim was stopped, and nobody saw it.
+    late: dict[Told, int] = {}
     for fact in facts:
         if isinstance(fact.message, workload.ReplicaScheduled):
-            owner = fact.message.subject.owner.rsplit("/", 1)[-1]
-            of[owner] += runs.get(fact.message.uid, {}).values()
+            subject = fact.message.subject
+            told = list(runs.get(fact.message.uid, {}).values())
+            of[subject.owner.rsplit("/", 1)[-1]] += told
+            hurt = scene.hurt.get(f"instance-{subject.workload.partition('_')[2]}", ())
+            stopped = sum(until - since for _, since, until in hurt) // MS
+            late |= dict.fromkeys(told, TICK_MS + stopped)
     apart: list[float] = []
     for owner, told in of.items():
         path = words / owner
@@ -433,7 +447,7 @@ def judge_words(
         begun: Counter[Told] = Counter()
         for what, at in (line.split() for line in path.read_text().splitlines()):
             moment = int(at) // MS
-            inside = [one for one in told if one.start <= moment <= one.end + TICK_MS]
+            inside = [one for one in told if one.start <= moment <= one.end + late[one]]
             if what == "end":
                 # The program has said that it ends while a run of it was open.
                 report.check(bool(inside), f"{owner} ended in a run", (moment, told))
