@@ -19,7 +19,7 @@ import pytest
 
 from fermion.api.workload import v1 as api
 from services.executor import gpus, limits, shim
-from services.executor.cluster import LogEntry
+from services.executor.cluster import Away, LogEntry
 from services.executor.cluster_local import DAY_SECONDS, LocalCluster
 from services.executor.ground import Ground, Pace, cluster_uid
 from services.executor.observation import Phase, ReplicaObservation
@@ -317,6 +317,23 @@ async def test_a_start_that_cannot_be_written_down_waits(small_disk: Path) -> No
             return len((await replica_of(stand, wanted.uid)).runs) > before
 
         await stand.until(more)
+
+
+async def test_a_replica_that_a_full_disk_has_no_room_for_leaves_nothing(small_disk: Path) -> None:
+    async with on_this_machine(small_disk, pace=QUICK) as stand:
+        wanted = work(group(stand.command("stay")))
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        for _ in range(3):
+            with pytest.raises(Away):
+                await apply(stand, wanted)
+        assert list(stand.ground.replicas.iterdir()) == []
+        filler.unlink()
+        await apply(stand, wanted)
+        await runs(stand, wanted)
 
 
 async def test_a_log_is_kept_within_its_bounds(tmp_path: Path) -> None:
