@@ -6,8 +6,10 @@ BIN := .venv/bin
 # The long ones first, so that the three at a time come to their end together.
 TESTS := $(wildcard tests/e2e tests/integration tests/conformance tests/contract tests/unit)
 SLOW := $(wildcard tests/chaos)
+DURATION ?= 600
+SEED ?=
 
-.PHONY: help setup demo up down test test-all check generate lock bench clean
+.PHONY: help setup demo up down test test-all check generate lock bench chaos clean
 
 help: ## Tell what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +65,9 @@ bench: setup .venv/.bench ## Measure, side by side, and print a table (half an h
 .venv/.bench: requirements/bench.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
 	@touch $@
+
+chaos: setup ## Strike a platform under load with every fault, and count: make chaos DURATION=600 SEED=7
+	@$(BIN)/python -m tests.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
 clean: ## Take away what was built
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

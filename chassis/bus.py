@@ -366,9 +366,11 @@ class Bus:
     def _forget(self, *replies: str) -> None:
         for reply in replies:
             answer = self._answers.pop(reply, None)
-            if answer is not None and not answer.cancel():
-                # An answer that nobody came to read is no fault.
-                answer.exception()
+            if answer is None or answer.cancel() or answer.cancelled():
+                # Who waited too long for it has cancelled it.
+                continue
+            # An answer that nobody came to read is no fault.
+            answer.exception()
 
     async def _answer(self, message: Msg) -> None:
         answer = self._answers.get(message.subject)

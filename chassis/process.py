@@ -51,7 +51,7 @@ from chassis.remote import LocalLog, Peer, RemoteLog, channel_to
 from chassis.rpc import Reached, Server, door
 from chassis.service import Kernel, Mount, Target, Wired
 from chassis.store import PostgresJournal
-from chassis.tasks import end
+from chassis.tasks import astray, end
 from chassis.telemetry import Metrics
 from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 
@@ -150,7 +150,12 @@ class Process:
         """Run a loop that only ends when it is cancelled."""
 
         async def guarded() -> None:
-            await loop
+            try:
+                await loop
+            except asyncio.CancelledError as error:
+                if astray():
+                    raise RuntimeError(f"{name} was cancelled by nobody") from error
+                raise
             raise RuntimeError(f"{name} ended by itself")
 
         self._loops.append(group.create_task(guarded(), name=name))

@@ -36,7 +36,7 @@ from chassis.lease import Lease
 from chassis.postgres import LOST, Connection, Database, unavailable
 from chassis.queries import Queries
 from chassis.refusals import Conflict, Exhausted, OutcomeUnknown, Unavailable
-from chassis.tasks import end
+from chassis.tasks import Astray, end, outcome
 from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
@@ -263,6 +263,9 @@ class Reader:
             except (Unavailable, Exhausted, OutcomeUnknown) as error:
                 _log.debug("%s waits: %s", self.name, error)
                 await asyncio.sleep(AGAIN_SECONDS)
+            except Astray:
+                _log.warning("%s begins again", self.name, exc_info=True)
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def reached(self, position: int, seconds: float) -> bool:
         """Wait until a position is accounted for, by whichever process; False where it was not in time."""
@@ -373,7 +376,7 @@ class Reader:
                     yield waiting
                     waiting = []
                     continue
-                page = ahead.result()
+                page = outcome(ahead)
                 ahead = asyncio.ensure_future(anext(pages))
                 if not waiting:
                     until = loop.time() + LINGER_SECONDS

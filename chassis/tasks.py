@@ -40,6 +40,28 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
         raise cancelled
 
 
+class Astray(Exception):
+    """
+    A cancellation that nobody asked for: a library cancels within itself, and lets it out.
+
+    A group of tasks takes one that ends so for one that it ended itself, and goes on without it.
+    """
+
+
+def astray() -> bool:
+    """Whether a cancellation that arrives now is none of the task that it arrives in."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
+def outcome(task: asyncio.Future[Found]) -> Found:
+    """What a task has come to that nobody has cancelled; `Astray` where it is cancelled all the same."""
+    try:
+        return task.result()
+    except asyncio.CancelledError as error:
+        raise Astray("a task was cancelled, and by nobody here") from error
+
+
 async def aside(work: Callable[Taken, Found], *args: Taken.args, **kwargs: Taken.kwargs) -> Found:
     """
     Do in a thread what takes long, so that leases are renewed and others served meanwhile.

@@ -101,6 +101,49 @@ class Service:
 
 
 @dataclass(slots=True)
+class Kept:
+    """A server that has been up: started again where it ends, ever more seldom while it cannot."""
+
+    label: str
+    server: Postgres | Nats
+    began: float = field(default_factory=time.monotonic)
+    backoff: float = BACKOFF_SECONDS_FIRST
+    again: float = 0.0
+    greeted: bool = True
+    waiting: bool = False
+
+    def look(self) -> None:
+        """Start it again where it has ended; greet it when it is back."""
+        process, now = self.server.process, time.monotonic()
+        if not self.waiting and (process is None or process.poll() is not None):
+            if self.greeted and now - self.began > STEADY_SECONDS:
+                self.backoff = BACKOFF_SECONDS_FIRST
+            self._wait(f"ended ({_how(process)})" if process else "is not there", now)
+        if self.waiting and now >= self.again:
+            self._start()
+        elif not self.waiting and not self.greeted and self.server.ready():
+            self.greeted = True
+            say(f"{self.label:<12} ready  {now - self.began:.1f} s")
+
+    def _start(self) -> None:
+        self.began, self.greeted, self.waiting = time.monotonic(), False, False
+        try:
+            self.server.start()
+        except (OSError, Refused) as error:
+            # A disk that is full may have room again in a moment.
+            self._wait(f"does not start ({error})", self.began)
+
+    def _wait(self, why: str, now: float) -> None:
+        # One that was in service is missed by all the others, so the first time is now.
+        delay = 0.0 if self.greeted else self.backoff
+        said = "starting it again" if not delay else f"again in {delay:.1f} s"
+        say(f"{self.label:<12} {why}; {said}")
+        self.waiting, self.again, self.greeted = True, now + delay, False
+        if delay:
+            self.backoff = min(delay * 2, BACKOFF_SECONDS_MAX)
+
+
+@dataclass(slots=True)
 class Supervisor:
     """One thread, one loop: look after every process until told to drain."""
 
@@ -108,6 +151,7 @@ class Supervisor:
     postgres: Postgres
     nats: Nats
     services: list[Service]
+    servers: list[Kept] = field(default_factory=list)
     told: signal.Signals | None = None
     began: float = field(default_factory=time.monotonic)
     # A process that will not start before somebody has mended what it says.
@@ -157,6 +201,7 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
         if self.told is None:
             say(f"{label:<12} ready  {time.monotonic() - began:.1f} s")
+            self.servers.append(Kept(label, server))
 
     def _waiting(self) -> Service | None:
         """The first service that has not been ready yet."""
@@ -164,11 +209,8 @@ class Supervisor:
 
     def _look(self) -> None:
         """Start again what died, with back-off; greet what became ready."""
-        for label, server in (("postgres", self.postgres), ("nats", self.nats)):
-            process = server.process
-            if process is not None and process.poll() is not None:
-                say(f"{label:<12} ended ({_how(process)}); starting it again")
-                self._bring(label, server)
+        for kept in self.servers:
+            kept.look()
         now = time.monotonic()
         for service in self.services:
             process = service.process

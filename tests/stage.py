@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,16 @@ class Stage:
     """One platform under test."""
 
     def __init__(
-        self, home: Path, *arguments: str, settings: Mapping[str, str] | None = None
+        self,
+        home: Path,
+        *arguments: str,
+        settings: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("services", "up"),
     ) -> None:
         self.home = home
         self.arguments = arguments
+        self.program = program
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.environment = {
             **os.environ,
@@ -59,12 +65,8 @@ class Stage:
         with (self.home / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-m",
-                    "services",
-                    "up",
-                    "--port",
-                    str(free_port()),
+                    *(sys.executable, "-m", *self.program),
+                    *("--port", str(self.port)),
                     *self.arguments,
                 ],
                 env=self.environment,

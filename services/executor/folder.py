@@ -254,25 +254,28 @@ def make(
             path.rename(_beside(path))
     if not path.exists():
         new = _beside(path)
-        new.mkdir()
-        os.mkfifo(new / "wake")
-        (new / "scratch").mkdir()
-        for mount in group.mounts:
-            link = new / "root" / mount.path.strip("/")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(volumes[mount.volume.volume_uid])
-        (new / "root").mkdir(exist_ok=True)
-        body = workload.SerializeToString(deterministic=True)
-        (new / "workload").write_bytes(body)
-        said = [
-            ("workload", f"{crc32(body):08x}"),
-            *words(ground, workload, group, rank, secrets.token_hex(16), replicas, volumes),
-        ]
-        (new / "spec").write_bytes(shim.words(said) + shim.WHOLE)
-        # Somebody else may have been faster; his is the replica then.
-        with suppress(OSError):
-            new.rename(path)
-        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir()
+            os.mkfifo(new / "wake")
+            (new / "scratch").mkdir()
+            for mount in group.mounts:
+                link = new / "root" / mount.path.strip("/")
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(volumes[mount.volume.volume_uid])
+            (new / "root").mkdir(exist_ok=True)
+            body = workload.SerializeToString(deterministic=True)
+            (new / "workload").write_bytes(body)
+            said = [
+                ("workload", f"{crc32(body):08x}"),
+                *words(ground, workload, group, rank, secrets.token_hex(16), replicas, volumes),
+            ]
+            (new / "spec").write_bytes(shim.words(said) + shim.WHOLE)
+            # Somebody else may have been faster; his is the replica then.
+            with suppress(OSError):
+                new.rename(path)
+        finally:
+            # Also where the disk was full: it is tried again soon, and room is what there is not.
+            shutil.rmtree(new, ignore_errors=True)
     _label(path, workload.labels)
 
 

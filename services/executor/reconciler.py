@@ -209,6 +209,7 @@ class Reconciler:
         await self._have_volumes(reign, wanted_volumes, now)
         pursuing = [self._pursue(reign, work, listing, now) for work in wanted.values()]
         settled &= all(await together(pursuing))
+        await self._forget_finished(reign, wanted, listing)
         await self._drop_volumes(reign, wanted, wanted_volumes, now)
         if settled:
             await self._attest(reign, listing)
@@ -408,6 +409,17 @@ class Reconciler:
         for seen in listing.replicas:
             if seen.workload == uid and reign.replicas[seen.uid].released:
                 await self._cluster.forget(seen.uid)
+
+    async def _forget_finished(
+        self, reign: Reign, wanted: Mapping[str, Wanted], listing: Listing
+    ) -> None:
+        """
+        Let go what is finished and wanted no more: whoever finished it died before it was forgotten,
+        or could not, and the scheduler's books were even meanwhile.
+        """
+        for uid in {seen.workload for seen in listing.replicas if seen.workload not in wanted}:
+            if reign.works[uid].finished:
+                await self._forget(reign, uid, listing)
 
     # Volumes.
 

@@ -63,7 +63,11 @@ SIGTERM, SIGKILL, SIGNALS_MAX = 15, 9, 31
 IGNORED = (1, 2, 3, 15)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-SIG_SETMASK = 2
+SIG_BLOCK, SIG_SETMASK = 0, 2
+# Held back, so that it tells that this process was stopped and goes on.
+SIGCONT = 18
+# A set of signals, as the C library has it: a bit each, from 1.
+CONTINUED = (1 << (SIGCONT - 1)).to_bytes(128, "little")
 SIG_DFL, SIG_IGN = ctypes.c_void_p(0), ctypes.c_void_p(1)
 
 BACKOFF_MAX = 300 * SECOND
@@ -485,6 +489,16 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+def was_stopped() -> bool:
+    """Whether this process was stopped by a signal and went on since this was asked last."""
+    pending = ctypes.create_string_buffer(128)
+    _libc.sigpending(pending)
+    if not pending.raw[(SIGCONT - 1) // 8] & CONTINUED[(SIGCONT - 1) // 8]:
+        return False
+    _libc.sigtimedwait(CONTINUED, None, bytes(16))
+    return True
+
+
 def read_file(path: str) -> bytes:
     """All of a file."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -669,6 +683,8 @@ class Shim:
         # Main's end as the kernel told it, and the shim's times of seeing it.
         self.status: int | None = None
         self.seen = self.seen_monotonic = 0
+        # Whether main may have ended while this process was stopped.
+        self.stopped = False
         self.builder = self.built_at = self.builds = 0
         self.told = self.restarted = False
         self.kill_at, self.start_at = sys.maxsize, 0
@@ -798,12 +814,17 @@ class Shim:
         """See main's end, or write down that it lives; never the second before the first."""
         now, monotonic = self.timeline.now(), self.clock.monotonic()
         self._reap()
+        stopped = was_stopped()
+        if stopped:
+            # Main may have ended in a stop that came behind the first look.
+            self._reap()
         gap = self.timeline.slept()
         if self.main and not self.seen:
             if gap is not None:
                 self._write_gap(*gap)
             if self.status is not None:
                 self.seen, self.seen_monotonic = self.timeline.now(), self.clock.monotonic()
+                self.stopped = stopped
         if self.seen or monotonic < self.last_tick + self.tick:
             return
         self.last_tick = monotonic
@@ -1138,8 +1159,8 @@ class Shim:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
         at, evidence = self.seen, RECORDED
-        if self.seen_monotonic - self.last_tick > TICKS_LATE * self.tick:
-            # It was stopped, and cannot tell when in that time main ended.
+        if self.stopped or self.seen_monotonic - self.last_tick > TICKS_LATE * self.tick:
+            # It was stopped, or starved, and cannot tell when in that time main ended.
             at, evidence = self.head.proof, LAST_PROOF
         reason, detail = self.restart, ""
         report = os.read(self.errors, 256)
@@ -1282,6 +1303,7 @@ def main(folder: str, clock: Clock | None = None) -> None:
     read_nothing()
     for number in IGNORED:
         _libc.signal(number, SIG_IGN)
+    _libc.sigprocmask(SIG_BLOCK, CONTINUED, None)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def witnessed() -> None:

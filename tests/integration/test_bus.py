@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 import nats
 import pytest
 
+from chassis import bus as bus_module
 from chassis.bus import Away, Bus, Foreign, OutOfSequence, Tail
 from chassis.embedded import Nats, free_port
 from fermion.api.journal import v1 as api
@@ -221,6 +223,22 @@ async def test_without_a_server_every_call_says_so_at_once(tmp_path: Path) -> No
             assert await bus.tail(JOURNAL) is None
         finally:
             server.stop()
+
+
+async def test_a_server_that_says_nothing_is_away_and_cancels_nobody(
+    own_server: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "CONSUMER_SECONDS_MAX", 0.1)
+    async with connected(NatsServer(own_server.url, own_server.keys)) as bus:
+        await bus.create_stream(JOURNAL, 1)
+        assert own_server.process is not None
+        own_server.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(Away, match="was not answered"):
+                async with bus.follow(JOURNAL, 1):
+                    pass
+        finally:
+            own_server.process.send_signal(signal.SIGCONT)
 
 
 async def test_a_server_that_was_killed_is_noticed_and_found_again(own_server: Nats) -> None:

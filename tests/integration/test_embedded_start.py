@@ -235,6 +235,24 @@ def test_what_cannot_start_is_tried_ever_more_seldom_and_quotes_its_last_words(
     start.ready()
 
 
+def test_a_server_that_cannot_start_again_is_waited_for_while_the_others_run(start: Start) -> None:
+    start.up("--port", str(free_port()))
+    start.ready()
+    settings = start.home / "postgres" / "data" / "postgresql.auto.conf"
+    kept = settings.read_text()
+    settings.write_text("this is no setting\n")
+    found = {one.name(): one for one in psutil.Process(parent(start)).children()}
+    found["postgres"].kill()
+    start.printing("postgres     ended (SIGKILL); starting it again")
+    # More often than a start would take.
+    for wait in ("0.1", "0.2", "0.4", "0.8"):
+        start.printing(f"postgres     ended (exit 1); again in {wait} s")
+    settings.write_text(kept)
+    start.until(lambda: start.printed.count("postgres     ready") == 2)
+    assert alive(found["nats-server"])
+    assert start.stop() == 0
+
+
 def test_what_no_other_start_would_mend_ends_the_start_at_once(start: Start) -> None:
     start.home.mkdir(mode=0o700)
     (start.home / "all.refuses").touch()

@@ -69,6 +69,15 @@ class Stage:
 
         return await until(read, lambda found: len(found) >= count, f"{count} {kind}")
 
+    async def unwanted(self, uid: str) -> None:
+        """Wait until the executor has heard that nothing more is asked of a workload."""
+        sql = "SELECT count(*) FROM wanted_workload WHERE uid = $1"
+
+        async def count() -> object:
+            return await self._own.database.fetchval(sql, uid)
+
+        await until(count, lambda found: found == 0, "is wanted")
+
     async def replicas(self) -> Sequence[api.Replica]:
         """What RuntimeService shows."""
         answer = await self.platform.call(
@@ -92,7 +101,7 @@ def place(fact: Message) -> Place:
             return Place(f"workload/{fact.workload.uid}", fact.workload.project)
         case workload.VolumeAdmitted():
             return Place(f"volume/{fact.volume.uid}", fact.volume.project)
-        case workload.WorkloadRevoked():
+        case workload.WorkloadRevoked() | workload.HoldReleased():
             return Place(f"workload/{fact.uid}", fact.project)
         case workload.VolumeRevoked():
             return Place(f"volume/{fact.uid}", fact.project)
@@ -184,6 +193,27 @@ async def stage(database: str, nats_server: NatsServer, tmp_path: Path) -> Async
             projects.CreateProjectRequest(project_id="acme"),
         )
         yield stage
+
+
+async def test_what_its_executor_died_before_it_could_forget_is_forgotten_later(
+    stage: Stage, tmp_path: Path
+) -> None:
+    said = work(*python("pass"))
+    await stage.say(admitted(said))
+    ((replica,), cluster) = await stage.stated("ReplicaReleased"), tmp_path / "home" / "cluster"
+    kept = cluster / "kept" / replica.message.uid  # type: ignore[union-attr]
+    there = cluster / "replicas" / f"instance-{said.uid.partition('_')[2]}"
+
+    async def found() -> tuple[bool, bool]:
+        return kept.exists(), there.exists()
+
+    await until(found, lambda each: each == (True, False), "was not forgotten")
+    # The scheduler's books are even, and the folder is where a kill in that moment leaves it.
+    await stage.say(workload.HoldReleased(uid=said.uid, project=said.project))
+    await stage.unwanted(said.uid)
+    kept.rename(there)
+    (cluster / "changes").touch()
+    await until(found, lambda each: each == (True, False), "was not forgotten later")
 
 
 async def test_a_program_that_ends_is_stated_from_its_start_to_its_end(stage: Stage) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from fermion.api.workload import v1 as api
 from services.executor import gpus, limits, shim
-from services.executor.cluster import LogEntry
+from services.executor.cluster import Away, LogEntry
 from services.executor.cluster_local import DAY_SECONDS, LocalCluster
 from services.executor.ground import Ground, Pace, cluster_uid
 from services.executor.observation import Phase, ReplicaObservation
@@ -143,6 +143,25 @@ async def test_an_end_that_a_stopped_shim_missed_is_at_its_last_proof(stand: OnT
     assert run.start.at <= run.end.at <= killed
     assert killed - run.end.at < timedelta(seconds=1)
     assert run.signal == signal.SIGKILL
+
+
+async def test_an_end_in_a_short_stop_of_the_shim_is_not_dated_when_it_went_on(
+    stand: OnThisMachine,
+) -> None:
+    wanted, uid = await running(stand)
+    main = main_of(stand, uid)
+    await until_proof_is_later(stand, uid)
+    witness = head_of(stand, uid).pid
+    os.kill(witness, signal.SIGSTOP)
+    os.kill(main, signal.SIGKILL)
+    killed = stand.now()
+    # Less than the two ticks after which it knows by its clock that it is late.
+    await pass_time(stand, killed + timedelta(milliseconds=QUICK.tick_ms))
+    os.kill(witness, signal.SIGCONT)
+    (run,) = (await ran(stand, wanted)).runs
+    assert run.end is not None
+    assert run.end.evidence == api.EVIDENCE_CLASS_LAST_PROOF
+    assert run.start.at <= run.end.at <= killed
 
 
 async def pass_time(stand: OnThisMachine, moment: object) -> None:
@@ -298,6 +317,23 @@ async def test_a_start_that_cannot_be_written_down_waits(small_disk: Path) -> No
             return len((await replica_of(stand, wanted.uid)).runs) > before
 
         await stand.until(more)
+
+
+async def test_a_replica_that_a_full_disk_has_no_room_for_leaves_nothing(small_disk: Path) -> None:
+    async with on_this_machine(small_disk, pace=QUICK) as stand:
+        wanted = work(group(stand.command("stay")))
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        for _ in range(3):
+            with pytest.raises(Away):
+                await apply(stand, wanted)
+        assert list(stand.ground.replicas.iterdir()) == []
+        filler.unlink()
+        await apply(stand, wanted)
+        await runs(stand, wanted)
 
 
 async def test_a_log_is_kept_within_its_bounds(tmp_path: Path) -> None:

@@ -239,6 +239,31 @@ async def test_a_loop_that_fails_ends_also_one_that_misses_the_first_cancellatio
     assert heard == ["cancelled", "cancelled"]
 
 
+async def test_a_loop_that_a_library_cancels_takes_its_process_down(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    lost = asyncio.Event()
+
+    async def cancelled() -> None:
+        await lost.wait()
+        raise asyncio.CancelledError
+
+    def wire(kernel: Kernel[Settings]) -> Wired:
+        return replace(PROJECTS.wire(kernel), loops=(Loop("cancelled", cancelled),))
+
+    targets = {"projects": replace(PROJECTS, wire=wire)}
+
+    async def run() -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            async with running(database, nats_server, tmp_path, targets=targets):
+                lost.set()
+                await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run()
+    assert raised.group_contains(RuntimeError, match="projects cancelled was cancelled by nobody")
+
+
 async def test_told_to_end_while_it_waits_for_its_database_it_ends(tmp_path: Path) -> None:
     dsn = f"postgresql://fermion@/fermion?host={tmp_path}/nowhere"
     async with started(tmp_path, "scheduler", dsn=dsn, nats_url="nats://127.0.0.1:1") as platform:

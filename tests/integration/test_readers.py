@@ -13,6 +13,7 @@ import pytest
 from chassis import feed, readers, relay
 from chassis.embedded import Nats
 from chassis.envelope import Recorded, Registry
+from chassis.journal import Page
 from chassis.lineage import accept
 from chassis.log_service import Hosted, JournalServicer
 from chassis.parking import resume
@@ -138,6 +139,27 @@ async def test_facts_travel_by_the_stream_while_the_owners_log_cannot_be_read(
             await reached(reader, other)
         assert gate.asked > 0
         await assert_answered(sample, 10, 2)
+
+
+class Cancels(Gate):
+    """A log whose library lets a cancellation of its own out, once."""
+
+    async def read(self, after: int, limit: int) -> Page:
+        if self.away:
+            self.away = False
+            raise asyncio.CancelledError
+        return await super().read(after, limit)
+
+
+async def test_a_reader_goes_on_after_a_cancellation_that_nobody_asked_for(database: str) -> None:
+    async with (
+        serving(database, None, "other") as other,
+        serving(database, None, "sample") as sample,
+        reading(sample, Answers(), Cancels(other, away=True)) as reader,
+    ):
+        await ask(other, 10)
+        await reached(reader, other)
+        await assert_answered(sample, 10, 1)
 
 
 async def test_facts_travel_by_the_log_while_there_is_no_stream(database: str) -> None:

@@ -87,3 +87,25 @@ async def test_a_thread_answers_and_raises_to_its_caller() -> None:
     assert await tasks.aside(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await tasks.aside(divmod, 7, 0)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_told_from_one_that_was() -> None:
+    seen: list[bool] = []
+
+    async def lives(goes: asyncio.Event) -> None:
+        try:
+            await goes.wait()
+            raise asyncio.CancelledError
+        except asyncio.CancelledError:
+            seen.append(tasks.astray())
+            raise
+
+    goes = asyncio.Event()
+    asked, lost = (asyncio.create_task(lives(goes)) for _ in range(2))
+    await asyncio.sleep(0)
+    await tasks.end(asked)
+    goes.set()
+    await asyncio.wait({lost})
+    assert seen == [False, True]
+    with pytest.raises(tasks.Astray):
+        tasks.outcome(lost)
