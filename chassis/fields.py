@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Final
 
 import protovalidate
@@ -16,6 +17,10 @@ from chassis.refusals import Violation
 
 VALUE_LENGTH_MAX: Final = 200
 NANOS: Final = 10**9
+# Of one request: a large workload has some thousands.
+PARTS_MAX: Final = 10_000
+LARGE_BYTES: Final = 256 * 1024
+FAULTS_MAX: Final = 20
 
 # How patterns write a name (an RFC 1123 label), with its greatest length less two or one, or as it is.
 _NAME: Final = re.compile(
@@ -59,16 +64,45 @@ _WORDS: Final = {
 
 
 def faults(request: Message, validator: Validator) -> list[Violation]:
-    """Every field that breaks a rule, text that holds U+0000, and time that is none, each once."""
-    nul = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
-    first = [*nul, *no_times(request)]
+    """
+    Every field that breaks a rule, text that holds U+0000, and time that is none, each once.
+
+    Of very many only the first `FAULTS_MAX`, and of a request that is large only the first: whoever
+    sends thousands of them shall not keep everybody else waiting while they are put into words.
+    """
+    if not _is_bounded(request):
+        rule = f"must hold at most {PARTS_MAX} messages and entries of maps in all"
+        return [Violation("", rule, "message.max_parts")]
+    data = request.SerializeToString()
+    nul = nul_fields(request) if b"\0" in data else ()
+    first = list(islice(chain(nul, no_times(request)), FAULTS_MAX))
     told = {one.field for one in first}
-    broken = ((_path(one), one) for one in validator.collect_violations(request))
+    found = validator.collect_violations(request, fail_fast=len(data) > LARGE_BYTES)
+    broken = ((_path(one), one) for one in islice(found, FAULTS_MAX))
     return first + [
         Violation(path, _words(one, request), one.proto.rule_id)
         for path, one in broken
         if path not in told
     ]
+
+
+def _is_bounded(request: Message) -> bool:
+    """Whether a request has few enough parts for each to be looked at."""
+    left, waiting = PARTS_MAX, [request]
+    while waiting:
+        for one, value in waiting.pop().ListFields():
+            if one.message_type is None:
+                continue
+            inner = value.values() if one.message_type.GetOptions().map_entry else value
+            left -= len(inner) if one.is_repeated else 1
+            if left < 0:
+                return False
+            waiting += (
+                entry
+                for entry in (inner if one.is_repeated else (value,))
+                if isinstance(entry, Message)
+            )
+    return True
 
 
 def shown(request: Message, path: str) -> tuple[str, str]:

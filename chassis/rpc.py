@@ -189,7 +189,8 @@ class Door:
         violations = fields.faults(request, self.validator)
         if violations:
             first = violations[0]
-            more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+            others = str(len(violations) - 1) if len(violations) < fields.FAULTS_MAX else "many"
+            more = f" (and {others} more)" if len(violations) > 1 else ""
             value, shown = fields.shown(request, first.field)
             raise Invalid(
                 "FIELD_INVALID",
