@@ -23,7 +23,8 @@ from typing import Any, Final, TypeAlias, cast
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -90,6 +91,16 @@ class Call:
         return getattr(self.context, name)
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """So many bytes that are no request of the call that they came with."""
+
+    bytes: int
+
+
+Read: TypeAlias = Message | Unreadable
+
+
 def _call(context: Context) -> Call:
     return cast(Call, context)
 
@@ -135,7 +146,7 @@ class Door:
     metrics: Metrics
     validator: Validator = field(default_factory=Validator)
 
-    async def enter(self, method: str, request: Message, context: Context) -> Call:
+    async def enter(self, method: str, request: Read, context: Context) -> Call:
         """Let a call in, or raise a refusal."""
         pairs = context.invocation_metadata() or ()
         metadata = {
@@ -159,19 +170,35 @@ class Door:
             # What is not a name cannot be allowed or denied: the shape of the request comes first,
             # but nobody who is not known learns anything from it.
             self.validate(request)
-        self.callers.authorise(call.caller, rule, request)
+        # Only nobody gets this far with what cannot be read, and only to be turned away.
+        said = Empty() if isinstance(request, Unreadable) else request
+        self.callers.authorise(call.caller, rule, said)
         return call
 
-    def still(self, call: Call, request: Message) -> None:
+    def still(self, call: Call, request: Read) -> None:
         """Raise a refusal where a call that was let in would not be let in now."""
+        assert isinstance(request, Message)
         rule = self.rules[call.method]
         if rule.platform != projects.PLATFORM_ROLE_ANONYMOUS:
             found = self.callers.authenticate(call.metadata.get("authorization"))
             call.caller = self.callers.recognise(found)
         self.callers.authorise(call.caller, rule, request)
 
-    def validate(self, request: Message) -> None:
-        """Raise `Invalid` where a request is too large (MESSAGE_TOO_LARGE) or breaks a rule of its fields."""
+    def validate(self, request: Read) -> None:
+        """
+        Raise `Invalid` where a request cannot be read (MESSAGE_UNREADABLE), is too large
+        (MESSAGE_TOO_LARGE) or breaks a rule of its fields.
+        """
+        if isinstance(request, Unreadable):
+            raise Invalid(
+                "MESSAGE_UNREADABLE",
+                f"The request is {request.bytes} bytes that are not the message of this call.",
+                violations=(
+                    Violation("", "must be the message that the call takes", "message.readable"),
+                ),
+                next_step="Write it by the call's proto; text in it must be valid UTF-8.",
+                bytes=str(request.bytes),
+            )
         size = request.ByteSize()
         if size > MESSAGE_BYTES_MAX:
             raise Invalid(
@@ -256,25 +283,25 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
                 self._exchange(method, handler.stream_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         raise AssertionError(f"{method} gives one answer to a stream, which `rules` has refused")
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(request: Message, context: Context) -> Message:
+        async def answer(request: Read, context: Context) -> Message:
             # A caller who goes away or runs out of time ends the task, and nothing more is known.
             began, code = time.perf_counter(), "CANCELLED"
             bound = asyncio.timeout(_seconds(context))
@@ -296,8 +323,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         return answer
 
     def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
-            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
+        async def answer(request: Read, context: Context) -> AsyncIterator[Message]:
+            async def enter() -> tuple[Call, Read, AsyncGenerator[Message, None]]:
                 call = await self._door.enter(method, request, context)
                 return call, request, behavior(request, call)
 
@@ -310,10 +337,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
     def _exchange(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         """A stream of requests is let in by its first one, and each of the others is checked."""
 
-        async def answer(
-            requests: AsyncIterator[Message], context: Context
-        ) -> AsyncIterator[Message]:
-            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
+        async def answer(requests: AsyncIterator[Read], context: Context) -> AsyncIterator[Message]:
+            async def enter() -> tuple[Call, Read, AsyncGenerator[Message, None]]:
                 first = await _first(requests)
                 call = await self._door.enter(method, first, context)
                 return call, first, behavior(self._checked(call, first, requests), call)
@@ -325,8 +350,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         return answer
 
     async def _checked(
-        self, call: Call, first: Message, more: AsyncIterator[Message]
-    ) -> AsyncGenerator[Message, None]:
+        self, call: Call, first: Read, more: AsyncIterator[Read]
+    ) -> AsyncGenerator[Read, None]:
         yield first
         async for request in more:
             self._door.validate(request)
@@ -337,7 +362,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         self,
         method: str,
         context: Context,
-        enter: Callable[[], Awaitable[tuple[Call, Message, AsyncGenerator[Message, None]]]],
+        enter: Callable[[], Awaitable[tuple[Call, Read, AsyncGenerator[Message, None]]]],
     ) -> AsyncGenerator[Message, None]:
         """Let a call in, and pass its responses on while it would still be let in."""
         began, code = time.perf_counter(), "CANCELLED"
@@ -513,7 +538,20 @@ async def _abort(context: Context, status: status_pb2.Status) -> None:
     await context.abort(told.code, told.details, (*told.trailing_metadata, request_id))
 
 
-async def _first(requests: AsyncIterator[Message]) -> Message:
+def _readable(read: Callable[[bytes], Message] | None) -> Callable[[bytes], Read]:
+    """Let what cannot be read come as far as the door, which says so; gRPC would call it our fault."""
+    assert read is not None, "every call of ours takes a message"
+
+    def readable(data: bytes) -> Read:
+        try:
+            return read(data)
+        except DecodeError:
+            return Unreadable(len(data))
+
+    return readable
+
+
+async def _first(requests: AsyncIterator[Read]) -> Read:
     """The request that a stream begins with; `Invalid` where none comes in time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(UNARY_SECONDS_MAX):

@@ -339,6 +339,27 @@ async def test_a_message_of_more_than_4_mib_is_refused_with_its_size(house: Hous
     assert house.guest.seen == []
 
 
+@pytest.mark.parametrize("body", [b"\xff" * 9, b"\x0a\x03\xed\xa0\x80", b"\x0a\x05cut"])
+async def test_bytes_that_are_no_request_are_the_callers_mistake_and_not_ours(
+    house: House, body: bytes
+) -> None:
+    for call in (
+        house.channel.unary_unary(f"/{SERVICE}/GetProject")(body, metadata=house.as_ada()),
+        house.channel.unary_stream(f"/{SERVICE}/WatchProjects")(
+            body, metadata=house.as_ada()
+        ).read(),
+    ):
+        refusal = await house.refused(call)
+        assert (refusal.code, refusal.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "MESSAGE_UNREADABLE",
+        )
+        assert refusal.message.startswith(f"The request is {len(body)} bytes")
+    # Whoever is not known learns nothing of it.
+    nobody = house.channel.unary_unary(f"/{SERVICE}/GetProject")(body)
+    assert (await house.refused(nobody)).reason == "TOKEN_MISSING"
+
+
 async def test_a_refusal_speaks(house: House) -> None:
     refusal = await house.update("refused")
     assert (refusal.code, refusal.reason, refusal.message) == (
