@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, descriptor_pool
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
@@ -56,6 +56,8 @@ SOCKETS: Final = ("unix:", "unix-abstract:")
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 # The transport refuses without a reason, so what is not absurdly larger comes as far as the door.
 TRANSPORT_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
+# What is smaller cannot have too many parts.
+COUNTED_BYTES_MIN: Final = 16 * 1024
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
 # Of a position, which is an int64.
@@ -91,14 +93,8 @@ class Call:
         return getattr(self.context, name)
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """So many bytes that are no request of the call that they came with."""
-
-    bytes: int
-
-
-Read: TypeAlias = Message | Unreadable
+# A request, or why the bytes that came were not read as one.
+Read: TypeAlias = Message | Invalid
 
 
 def _call(context: Context) -> Call:
@@ -171,7 +167,7 @@ class Door:
             # but nobody who is not known learns anything from it.
             self.validate(request)
         # Only nobody gets this far with what cannot be read, and only to be turned away.
-        said = Empty() if isinstance(request, Unreadable) else request
+        said = Empty() if isinstance(request, Invalid) else request
         self.callers.authorise(call.caller, rule, said)
         return call
 
@@ -185,34 +181,9 @@ class Door:
         self.callers.authorise(call.caller, rule, request)
 
     def validate(self, request: Read) -> None:
-        """
-        Raise `Invalid` where a request cannot be read (MESSAGE_UNREADABLE), is too large
-        (MESSAGE_TOO_LARGE) or breaks a rule of its fields.
-        """
-        if isinstance(request, Unreadable):
-            raise Invalid(
-                "MESSAGE_UNREADABLE",
-                f"The request is {request.bytes} bytes that are not the message of this call.",
-                violations=(
-                    Violation("", "must be the message that the call takes", "message.readable"),
-                ),
-                next_step="Write it by the call's proto; text in it must be valid UTF-8.",
-                bytes=str(request.bytes),
-            )
-        size = request.ByteSize()
-        if size > MESSAGE_BYTES_MAX:
-            raise Invalid(
-                "MESSAGE_TOO_LARGE",
-                f"The request is {size} bytes; at most {MESSAGE_BYTES_MAX} are taken.",
-                violations=(
-                    Violation(
-                        "", f"must be at most {MESSAGE_BYTES_MAX} bytes", "message.max_bytes"
-                    ),
-                ),
-                next_step="Send less at once, or name what is large instead of sending it.",
-                bytes=str(size),
-                bytes_max=str(MESSAGE_BYTES_MAX),
-            )
+        """Raise `Invalid` where a request could not be read or breaks a rule of its fields."""
+        if isinstance(request, Invalid):
+            raise request
         violations = fields.faults(request, self.validator)
         if violations:
             first = violations[0]
@@ -283,19 +254,19 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary),
-                request_deserializer=_readable(handler.request_deserializer),
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
-                request_deserializer=_readable(handler.request_deserializer),
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
                 self._exchange(method, handler.stream_stream),
-                request_deserializer=_readable(handler.request_deserializer),
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         raise AssertionError(f"{method} gives one answer to a stream, which `rules` has refused")
@@ -538,17 +509,58 @@ async def _abort(context: Context, status: status_pb2.Status) -> None:
     await context.abort(told.code, told.details, (*told.trailing_metadata, request_id))
 
 
-def _readable(read: Callable[[bytes], Message] | None) -> Callable[[bytes], Read]:
-    """Let what cannot be read come as far as the door, which says so; gRPC would call it our fault."""
+def _readable(method: str, read: Callable[[bytes], Message] | None) -> Callable[[bytes], Read]:
+    """
+    Let what is not to be read, or cannot be, come as far as the door, which refuses it.
+
+    MESSAGE_TOO_LARGE: it has more bytes, or more parts, than one may. MESSAGE_UNREADABLE: it is no
+    message of this call, of which gRPC would say that it is a fault of ours.
+    """
     assert read is not None, "every call of ours takes a message"
+    service, _, name = method.removeprefix("/").partition("/")
+    kind = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].input_type
 
     def readable(data: bytes) -> Read:
+        size = len(data)
+        if size > MESSAGE_BYTES_MAX:
+            return _too_large(
+                f"The request is {size} bytes; at most {MESSAGE_BYTES_MAX} are taken.",
+                Violation("", f"must be at most {MESSAGE_BYTES_MAX} bytes", "message.max_bytes"),
+                bytes=str(size),
+                bytes_max=str(MESSAGE_BYTES_MAX),
+            )
+        if size > COUNTED_BYTES_MIN and not fields.is_bounded(kind, data):
+            rule = f"must have at most {fields.PARTS_MAX} messages and entries of maps in it"
+            return _too_large(
+                f"The request is {size} bytes of very many parts; it {rule}.",
+                Violation("", rule, "message.max_parts"),
+                bytes=str(size),
+                parts_max=str(fields.PARTS_MAX),
+            )
         try:
             return read(data)
         except DecodeError:
-            return Unreadable(len(data))
+            return Invalid(
+                "MESSAGE_UNREADABLE",
+                f"The request is {size} bytes that are not the message of this call.",
+                violations=(
+                    Violation("", "must be the message that the call takes", "message.readable"),
+                ),
+                next_step="Write it by the call's proto; text in it must be valid UTF-8.",
+                bytes=str(size),
+            )
 
     return readable
+
+
+def _too_large(message: str, violation: Violation, **arguments: str) -> Invalid:
+    return Invalid(
+        "MESSAGE_TOO_LARGE",
+        message,
+        violations=(violation,),
+        next_step="Send less at once, or name what is large instead of sending it.",
+        **arguments,
+    )
 
 
 async def _first(requests: AsyncIterator[Read]) -> Read:

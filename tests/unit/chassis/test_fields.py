@@ -8,9 +8,11 @@ from protovalidate import Validator
 
 from chassis.fields import (
     FAULTS_MAX,
+    FIELDS_MAX,
     LARGE_BYTES,
     PARTS_MAX,
     faults,
+    is_bounded,
     nul_fields,
     pattern_words,
     shown,
@@ -152,14 +154,27 @@ def test_of_very_many_faults_the_first_are_told_and_the_others_cost_nothing() ->
 @pytest.mark.parametrize(
     "asked",
     [
-        workload.Workload(groups=[workload.Group()] * PARTS_MAX),
+        workload.Workload(groups=[workload.Group()] * (PARTS_MAX + 1)),
         workload.Workload(groups=[workload.Group(env=[workload.EnvVar()] * PARTS_MAX)]),
         workload.Workload(labels={str(number): "" for number in range(PARTS_MAX + 1)}),
+        workload.Workload(groups=[workload.Group(args=[""] * FIELDS_MAX)]),
     ],
 )
-def test_what_has_more_parts_than_can_be_looked_at_is_refused_unseen(
+def test_bytes_of_more_parts_than_can_be_looked_at_are_known_before_they_are_read(
     asked: workload.Workload,
 ) -> None:
-    asked.max_cost.currency = "none"
-    (found,) = faults(asked, Validator())
-    assert (found.field, found.rule) == ("", "message.max_parts")
+    assert not is_bounded(asked.DESCRIPTOR, asked.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        workload.Workload(groups=[workload.Group()] * PARTS_MAX).SerializeToString(),
+        workload.Workload(owner="x" * 4_000_000).SerializeToString(),
+        b"\xff" * 4_000_000,
+        b"\x52\xff\xff\xff\xff\x7f",
+        b"",
+    ],
+)
+def test_bytes_of_few_parts_are_read_whatever_they_are(data: bytes) -> None:
+    assert is_bounded(workload.Workload.DESCRIPTOR, data)
