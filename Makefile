@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The long ones first, so that the three at a time come to their end together.
 TESTS := $(wildcard tests/e2e tests/integration tests/conformance tests/contract tests/unit)
-SLOW := $(wildcard tests/chaos)
+SLOW := $(wildcard tests/fuzz tests/chaos)
 DURATION ?= 600
 SEED ?=
 

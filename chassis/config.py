@@ -6,19 +6,28 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from chassis.refusals import Invalid, Violation
 
 Default = TypeVar("Default")
 Settings = TypeVar("Settings")
 
+# What is kept as an int64 somewhere; nothing that is counted or waited for comes near.
+NUMBER_MAX: Final = 2**63 - 1
 
-def setting(variable: str, default: Default, doc: str, *, least: float | None = None) -> Default:
-    """Declare a field of a settings class: variable, default, what it does, the least number."""
-    made: object = field(
-        default=default, metadata={"variable": variable, "doc": doc, "least": least}
-    )
+
+def setting(
+    variable: str,
+    default: Default,
+    doc: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> Default:
+    """Declare a field of a settings class: variable, default, what it does, its bounds as a number."""
+    told = {"variable": variable, "doc": doc, "least": least, "most": most}
+    made: object = field(default=default, metadata=told)
     return cast(Default, made)
 
 
@@ -61,10 +70,18 @@ class Common:
         "FERMION_OTLP_ENDPOINT", "http://127.0.0.1:4317", "The collector, where traces are otlp."
     )
     pool_size: int = setting(
-        "FERMION_POOL_SIZE", 8, "Connections to PostgreSQL per service and process.", least=1
+        "FERMION_POOL_SIZE",
+        8,
+        "Connections to PostgreSQL per service and process.",
+        least=1,
+        most=1000,
     )
     start_seconds_max: float = setting(
-        "FERMION_START_SECONDS_MAX", 60.0, "So long a start waits for PostgreSQL.", least=0
+        "FERMION_START_SECONDS_MAX",
+        60.0,
+        "So long a start waits for PostgreSQL.",
+        least=0,
+        most=86_400,
     )
 
 
@@ -76,7 +93,8 @@ def load(cls: type[Settings], environment: Mapping[str, str]) -> Settings:
         variable = str(one.metadata["variable"])
         text = environment.get(variable)
         if text is not None and text != "":
-            values[one.name] = _parse(variable, text, hints[one.name], one.metadata["least"])
+            bounds = one.metadata["least"], one.metadata["most"]
+            values[one.name] = _parse(variable, text, hints[one.name], *bounds)
     return cls(**values)
 
 
@@ -118,29 +136,43 @@ def _boolean(text: str) -> bool:
     raise ValueError(text)
 
 
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
+    return tuple(_text(text).replace(",", " ").split())
 
 
 _PARSERS: Mapping[object, tuple[Callable[[str], object], str]] = {
     int: (int, "must be a whole number"),
     float: (float, "must be a number"),
     bool: (_boolean, "must be true or false"),
-    str: (str, "must be text"),
+    str: (_text, "must be text of one line without control characters"),
     Path: (Path, "must be a path"),
     tuple[str, ...]: (_words, "must be words, separated by spaces or commas"),
 }
 
 
-def _parse(variable: str, text: str, kind: object, least: float | None) -> object:
+def _parse(
+    variable: str, text: str, kind: object, least: float | None, most: float | None
+) -> object:
     parser, rule = _PARSERS[kind]
-    if least is not None:
+    if most is not None:
+        rule += f" from {least:g} to {most:g}"
+    elif least is not None:
         rule += f" of at least {least:g}"
     try:
         value = parser(text)
-        # Written this way round, because no comparison with "nan" is true.
-        if least is not None and not (isinstance(value, int | float) and value >= least):
-            raise ValueError(text)
-        return value
     except ValueError as error:
         raise wrong(variable, text, rule) from error
+    # Written this way round, because no comparison with "nan" is true.
+    if isinstance(value, int | float) and not (
+        max(-NUMBER_MAX, -NUMBER_MAX if least is None else least)
+        <= value
+        <= min(NUMBER_MAX, NUMBER_MAX if most is None else most)
+    ):
+        raise wrong(variable, text, rule)
+    return value

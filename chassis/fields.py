@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Final
 
 import protovalidate
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +18,12 @@ from chassis.refusals import Violation
 
 VALUE_LENGTH_MAX: Final = 200
 NANOS: Final = 10**9
+# Of one request, messages and entries of maps: a large workload has some thousands.
+PARTS_MAX: Final = 10_000
+FIELDS_MAX: Final = 50_000
+VARINT_BITS_MAX: Final = 70
+LARGE_BYTES: Final = 256 * 1024
+FAULTS_MAX: Final = 20
 
 # How patterns write a name (an RFC 1123 label), with its greatest length less two or one, or as it is.
 _NAME: Final = re.compile(
@@ -59,16 +67,77 @@ _WORDS: Final = {
 
 
 def faults(request: Message, validator: Validator) -> list[Violation]:
-    """Every field that breaks a rule, text that holds U+0000, and time that is none, each once."""
-    nul = list(nul_fields(request)) if b"\0" in request.SerializeToString() else []
-    first = [*nul, *no_times(request)]
+    """
+    Every field that breaks a rule, text that holds U+0000, and time that is none, each once.
+
+    Of very many only the first `FAULTS_MAX`, and of a request that is large only the first: whoever
+    sends thousands of them shall not keep everybody else waiting while they are put into words.
+    """
+    data = request.SerializeToString()
+    nul = nul_fields(request) if b"\0" in data else ()
+    first = list(islice(chain(nul, no_times(request)), FAULTS_MAX))
     told = {one.field for one in first}
-    broken = ((_path(one), one) for one in validator.collect_violations(request))
+    found = validator.collect_violations(request, fail_fast=len(data) > LARGE_BYTES)
+    broken = ((_path(one), one) for one in islice(found, FAULTS_MAX))
     return first + [
         Violation(path, _words(one, request), one.proto.rule_id)
         for path, one in broken
         if path not in told
     ]
+
+
+def is_bounded(kind: Descriptor, data: bytes) -> bool:
+    """
+    Whether bytes have few enough parts to be read as a message of this kind, and looked at.
+
+    Asked before they are read: a message within a message is hundreds of bytes in memory, and may be
+    two bytes of a request. Bytes that are no message at all are left to their reading.
+    """
+    parts, left = PARTS_MAX, FIELDS_MAX
+    waiting = [(kind, 0, len(data))]
+    try:
+        while waiting:
+            inside, at, end = waiting.pop()
+            known = inside.fields_by_number
+            while at < end:
+                tag, at = _varint(data, at)
+                left -= 1
+                match tag & 7:
+                    case 0:
+                        _, at = _varint(data, at)
+                    case 1:
+                        at += 8
+                    case 2:
+                        size, at = _varint(data, at)
+                        field = known.get(tag >> 3)
+                        if field is not None and field.message_type is not None:
+                            parts -= 1
+                            waiting.append((field.message_type, at, min(at + size, end)))
+                        at += size
+                    case 5:
+                        at += 4
+                    case 3 | 4:
+                        # A group holds fields like any others.
+                        pass
+                    case _:
+                        return True
+                if parts < 0 or left < 0:
+                    return False
+    except IndexError:
+        pass
+    return True
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of the wire, and the place behind it; IndexError where the bytes end before."""
+    byte = data[at]
+    value, shift = byte & 0x7F, 7
+    while byte > 0x7F and shift < VARINT_BITS_MAX:
+        at += 1
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    return value, at + 1
 
 
 def shown(request: Message, path: str) -> tuple[str, str]:

@@ -79,7 +79,8 @@ class SigningKey:
         except (OSError, ValueError, KeyError, TypeError, JoseError) as error:
             raise Invalid(
                 "SIGNING_KEY_UNREADABLE",
-                f"{path} holds no private Ed25519 JWK with a kid ({type(error).__name__}: {error}).",
+                f"FERMION_SIGNING_KEY is {str(path)!r}, which holds no private Ed25519 JWK with a kid "
+                f"({type(error).__name__}: {error}).",
                 violations=(Violation("FERMION_SIGNING_KEY", "must name a private Ed25519 JWK"),),
                 next_step="Name the file that the platform's key was written to.",
                 path=str(path),

@@ -130,11 +130,11 @@ class PageToken:
         try:
             digest, key, uid = json.loads(base64.urlsafe_b64decode(token.encode()))
         except (ValueError, TypeError, RecursionError) as error:
-            raise _mismatch("is not a page token") from error
+            raise _mismatch(token, "is not a page token") from error
         if digest != _digest(scope) or not isinstance(key, str) or not isinstance(uid, str):
-            raise _mismatch("belongs to another parent, filter or order")
-        if "\0" in key or "\0" in uid:
-            raise _mismatch("is not a page token")
+            raise _mismatch(token, "belongs to another parent, filter or order")
+        if not (_is_text(key) and _is_text(uid)):
+            raise _mismatch(token, "is not a page token")
         return key, uid
 
     @staticmethod
@@ -144,9 +144,10 @@ class PageToken:
         try:
             moment = datetime.fromisoformat(key)
         except ValueError as error:
-            raise _mismatch("is not a page token") from error
-        if moment.tzinfo is None:
-            raise _mismatch("is not a page token")
+            raise _mismatch(token, "is not a page token") from error
+        # Leaves room on both sides for any time zone.
+        if moment.tzinfo is None or not 1 < moment.year < 9999:
+            raise _mismatch(token, "is not a page token")
         return moment, uid
 
     @staticmethod
@@ -154,7 +155,7 @@ class PageToken:
         """Read a token whose key is a whole number from 0 on, as a row counts."""
         key, _ = PageToken.decode(token, scope)
         if not re.fullmatch(r"[0-9]{1,9}", key, re.ASCII):
-            raise _mismatch("is not a page token")
+            raise _mismatch(token, "is not a page token")
         return int(key)
 
 
@@ -162,12 +163,22 @@ def _digest(scope: str) -> str:
     return hashlib.sha256(scope.encode()).hexdigest()[:16]
 
 
-def _mismatch(why: str) -> Invalid:
+def _is_text(key: str) -> bool:
+    """Whether PostgreSQL takes it as text; JSON may also hold U+0000, and halves of characters."""
+    try:
+        return b"\0" not in key.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _mismatch(token: str, why: str) -> Invalid:
     return Invalid(
         "PAGE_TOKEN_MISMATCH",
         f"page_token {why}.",
         violations=(Violation("page_token", why),),
         next_step="Begin again without a page_token, or ask as for the page before.",
+        field="page_token",
+        value=token,
     )
 
 

@@ -195,7 +195,8 @@ def _reaching() -> Iterator[None]:
     """Tell a DSN that names no database from a database that is away."""
     try:
         yield
-    except (asyncpg.ClientConfigurationError, ValueError, OverflowError) as error:
+    # An IndexError is how it says that a host is empty.
+    except (asyncpg.ClientConfigurationError, ValueError, OverflowError, IndexError) as error:
         # The DSN itself is not shown: it may hold a password, though it should not.
         raise Invalid(
             "SETTING_INVALID",

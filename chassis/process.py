@@ -297,7 +297,7 @@ class Process:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise Invalid(
                     "PUBLIC_KEYS_UNREADABLE",
-                    f"FERMION_PUBLIC_KEYS names {path}, which holds no JWKS ({error}).",
+                    f"FERMION_PUBLIC_KEYS is {str(path)!r}, which holds no JWKS ({error}).",
                     violations=(Violation("FERMION_PUBLIC_KEYS", "must name a JWKS file"),),
                     next_step="Name the file with the platform's public keys.",
                     path=str(path),

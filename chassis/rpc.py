@@ -22,8 +22,9 @@ from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf import any_pb2, descriptor_pool
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -55,6 +56,8 @@ SOCKETS: Final = ("unix:", "unix-abstract:")
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 # The transport refuses without a reason, so what is not absurdly larger comes as far as the door.
 TRANSPORT_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
+# What is smaller cannot have too many parts.
+COUNTED_BYTES_MIN: Final = 16 * 1024
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
 # Of a position, which is an int64.
@@ -88,6 +91,10 @@ class Call:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.context, name)
+
+
+# A request, or why the bytes that came were not read as one.
+Read: TypeAlias = Message | Invalid
 
 
 def _call(context: Context) -> Call:
@@ -135,7 +142,7 @@ class Door:
     metrics: Metrics
     validator: Validator = field(default_factory=Validator)
 
-    async def enter(self, method: str, request: Message, context: Context) -> Call:
+    async def enter(self, method: str, request: Read, context: Context) -> Call:
         """Let a call in, or raise a refusal."""
         pairs = context.invocation_metadata() or ()
         metadata = {
@@ -159,37 +166,29 @@ class Door:
             # What is not a name cannot be allowed or denied: the shape of the request comes first,
             # but nobody who is not known learns anything from it.
             self.validate(request)
-        self.callers.authorise(call.caller, rule, request)
+        # Only nobody gets this far with what cannot be read, and only to be turned away.
+        said = Empty() if isinstance(request, Invalid) else request
+        self.callers.authorise(call.caller, rule, said)
         return call
 
-    def still(self, call: Call, request: Message) -> None:
+    def still(self, call: Call, request: Read) -> None:
         """Raise a refusal where a call that was let in would not be let in now."""
+        assert isinstance(request, Message)
         rule = self.rules[call.method]
         if rule.platform != projects.PLATFORM_ROLE_ANONYMOUS:
             found = self.callers.authenticate(call.metadata.get("authorization"))
             call.caller = self.callers.recognise(found)
         self.callers.authorise(call.caller, rule, request)
 
-    def validate(self, request: Message) -> None:
-        """Raise `Invalid` where a request is too large (MESSAGE_TOO_LARGE) or breaks a rule of its fields."""
-        size = request.ByteSize()
-        if size > MESSAGE_BYTES_MAX:
-            raise Invalid(
-                "MESSAGE_TOO_LARGE",
-                f"The request is {size} bytes; at most {MESSAGE_BYTES_MAX} are taken.",
-                violations=(
-                    Violation(
-                        "", f"must be at most {MESSAGE_BYTES_MAX} bytes", "message.max_bytes"
-                    ),
-                ),
-                next_step="Send less at once, or name what is large instead of sending it.",
-                bytes=str(size),
-                bytes_max=str(MESSAGE_BYTES_MAX),
-            )
+    def validate(self, request: Read) -> None:
+        """Raise `Invalid` where a request could not be read or breaks a rule of its fields."""
+        if isinstance(request, Invalid):
+            raise request
         violations = fields.faults(request, self.validator)
         if violations:
             first = violations[0]
-            more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+            others = str(len(violations) - 1) if len(violations) < fields.FAULTS_MAX else "many"
+            more = f" (and {others} more)" if len(violations) > 1 else ""
             value, shown = fields.shown(request, first.field)
             raise Invalid(
                 "FIELD_INVALID",
@@ -255,25 +254,25 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
                 self._exchange(method, handler.stream_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_readable(method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         raise AssertionError(f"{method} gives one answer to a stream, which `rules` has refused")
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(request: Message, context: Context) -> Message:
+        async def answer(request: Read, context: Context) -> Message:
             # A caller who goes away or runs out of time ends the task, and nothing more is known.
             began, code = time.perf_counter(), "CANCELLED"
             bound = asyncio.timeout(_seconds(context))
@@ -295,8 +294,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         return answer
 
     def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        async def answer(request: Message, context: Context) -> AsyncIterator[Message]:
-            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
+        async def answer(request: Read, context: Context) -> AsyncIterator[Message]:
+            async def enter() -> tuple[Call, Read, AsyncGenerator[Message, None]]:
                 call = await self._door.enter(method, request, context)
                 return call, request, behavior(request, call)
 
@@ -309,10 +308,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
     def _exchange(self, method: str, behavior: Callable[..., Any]) -> Callable[..., Any]:
         """A stream of requests is let in by its first one, and each of the others is checked."""
 
-        async def answer(
-            requests: AsyncIterator[Message], context: Context
-        ) -> AsyncIterator[Message]:
-            async def enter() -> tuple[Call, Message, AsyncGenerator[Message, None]]:
+        async def answer(requests: AsyncIterator[Read], context: Context) -> AsyncIterator[Message]:
+            async def enter() -> tuple[Call, Read, AsyncGenerator[Message, None]]:
                 first = await _first(requests)
                 call = await self._door.enter(method, first, context)
                 return call, first, behavior(self._checked(call, first, requests), call)
@@ -324,8 +321,8 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         return answer
 
     async def _checked(
-        self, call: Call, first: Message, more: AsyncIterator[Message]
-    ) -> AsyncGenerator[Message, None]:
+        self, call: Call, first: Read, more: AsyncIterator[Read]
+    ) -> AsyncGenerator[Read, None]:
         yield first
         async for request in more:
             self._door.validate(request)
@@ -336,7 +333,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         self,
         method: str,
         context: Context,
-        enter: Callable[[], Awaitable[tuple[Call, Message, AsyncGenerator[Message, None]]]],
+        enter: Callable[[], Awaitable[tuple[Call, Read, AsyncGenerator[Message, None]]]],
     ) -> AsyncGenerator[Message, None]:
         """Let a call in, and pass its responses on while it would still be let in."""
         began, code = time.perf_counter(), "CANCELLED"
@@ -512,7 +509,61 @@ async def _abort(context: Context, status: status_pb2.Status) -> None:
     await context.abort(told.code, told.details, (*told.trailing_metadata, request_id))
 
 
-async def _first(requests: AsyncIterator[Message]) -> Message:
+def _readable(method: str, read: Callable[[bytes], Message] | None) -> Callable[[bytes], Read]:
+    """
+    Let what is not to be read, or cannot be, come as far as the door, which refuses it.
+
+    MESSAGE_TOO_LARGE: it has more bytes, or more parts, than one may. MESSAGE_UNREADABLE: it is no
+    message of this call, of which gRPC would say that it is a fault of ours.
+    """
+    assert read is not None, "every call of ours takes a message"
+    service, _, name = method.removeprefix("/").partition("/")
+    kind = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].input_type
+
+    def readable(data: bytes) -> Read:
+        size = len(data)
+        if size > MESSAGE_BYTES_MAX:
+            return _too_large(
+                f"The request is {size} bytes; at most {MESSAGE_BYTES_MAX} are taken.",
+                Violation("", f"must be at most {MESSAGE_BYTES_MAX} bytes", "message.max_bytes"),
+                bytes=str(size),
+                bytes_max=str(MESSAGE_BYTES_MAX),
+            )
+        if size > COUNTED_BYTES_MIN and not fields.is_bounded(kind, data):
+            rule = f"must have at most {fields.PARTS_MAX} messages and entries of maps in it"
+            return _too_large(
+                f"The request is {size} bytes of very many parts; it {rule}.",
+                Violation("", rule, "message.max_parts"),
+                bytes=str(size),
+                parts_max=str(fields.PARTS_MAX),
+            )
+        try:
+            return read(data)
+        except DecodeError:
+            return Invalid(
+                "MESSAGE_UNREADABLE",
+                f"The request is {size} bytes that are not the message of this call.",
+                violations=(
+                    Violation("", "must be the message that the call takes", "message.readable"),
+                ),
+                next_step="Write it by the call's proto; text in it must be valid UTF-8.",
+                bytes=str(size),
+            )
+
+    return readable
+
+
+def _too_large(message: str, violation: Violation, **arguments: str) -> Invalid:
+    return Invalid(
+        "MESSAGE_TOO_LARGE",
+        message,
+        violations=(violation,),
+        next_step="Send less at once, or name what is large instead of sending it.",
+        **arguments,
+    )
+
+
+async def _first(requests: AsyncIterator[Read]) -> Read:
     """The request that a stream begins with; `Invalid` where none comes in time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(UNARY_SECONDS_MAX):

@@ -104,22 +104,26 @@ def _position(journal: str, token: str, head: Head) -> int:
     try:
         name, epoch, position = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise _invalid("is not a resume token") from error
+        raise _invalid(token, "is not a resume token") from error
     if name != journal or not isinstance(epoch, int) or not isinstance(position, int):
-        raise _invalid(f"is not one of {journal}")
+        raise _invalid(token, f"is not one of {journal}")
     if epoch != head.epoch:
         raise _expired(journal)
     if not 0 <= position <= head.position:
-        raise _invalid(f"names position {position} of {journal}, which ends at {head.position}")
+        raise _invalid(
+            token, f"names position {position} of {journal}, which ends at {head.position}"
+        )
     return position
 
 
-def _invalid(why: str) -> Invalid:
+def _invalid(token: str, why: str) -> Invalid:
     return Invalid(
         "RESUME_TOKEN_INVALID",
         f"resume_token {why}.",
         violations=(Violation("resume_token", why),),
         next_step="Send a resume_token that this call gave, or none with send_initial.",
+        field="resume_token",
+        value=token,
     )
 
 

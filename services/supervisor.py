@@ -47,6 +47,7 @@ BACKOFF_SECONDS_FIRST: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
 # What lived so long starts again at once when it dies.
 STEADY_SECONDS: Final = 10.0
+# What an executor takes at the most.
 GPUS_MAX: Final = 64
 LOOK_SECONDS: Final = 0.02
 LOOP_SECONDS: Final = 0.1

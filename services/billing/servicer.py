@@ -421,6 +421,7 @@ def _must_name_label(by: Sequence[int], label: str) -> None:
             violations=(Violation("label", "must be given with GROUP_BY_LABEL, and only with it"),),
             next_step="Give both, or neither.",
             field="label",
+            value=label,
         )
 
 

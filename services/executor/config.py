@@ -13,6 +13,8 @@ from chassis.refusals import Invalid, Violation
 
 # So long the use of replicas is kept.
 USAGE_KEPT: Final = timedelta(hours=1)
+# More than one machine has.
+GPUS_MAX: Final = 64
 
 _UID: Final = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
@@ -37,21 +39,28 @@ class Settings:
         0,
         "GPUs that the local cluster pretends to have; it says so wherever it matters.",
         least=0,
+        most=GPUS_MAX,
     )
     proof_seconds: float = setting(
         "FERMION_EXECUTOR_PROOF_SECONDS",
         10.0,
         "How often it states that what runs is alive, and up to when all has been said.",
         least=0.1,
+        most=3600,
     )
     usage_seconds: float = setting(
         "FERMION_EXECUTOR_USAGE_SECONDS",
         10.0,
         "How often the use of replicas is measured.",
         least=0.1,
+        most=3600,
     )
     log_days: float = setting(
-        "FERMION_EXECUTOR_LOG_DAYS", 7.0, "So long the logs of what ended are kept.", least=0
+        "FERMION_EXECUTOR_LOG_DAYS",
+        7.0,
+        "So long the logs of what ended are kept.",
+        least=0,
+        most=36_500,
     )
 
     def __post_init__(self) -> None:

@@ -364,12 +364,15 @@ def _places(token: str) -> dict[str, int]:
     try:
         found = json.loads(base64.urlsafe_b64decode(token.encode()))
         return {str(replica): int(place) for replica, place in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    # JSON has numbers without end, of which no whole one can be made.
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Invalid(
             "RESUME_TOKEN_INVALID",
             "resume_token is not one that this call gave.",
             violations=(Violation("resume_token", "must be one that this call gave"),),
             next_step="Send a resume_token that this call gave, or none.",
+            field="resume_token",
+            value=token,
         ) from error
 
 

@@ -24,28 +24,34 @@ class Settings:
     """
 
     gpu_milli_min: int = setting(
-        "FERMION_INSTANCES_GPU_MIN", 0, "Least GPUs of an instance, in thousandths."
+        "FERMION_INSTANCES_GPU_MIN", 0, "Least GPUs of an instance, in thousandths.", least=0
     )
     gpu_milli_max: int = setting(
-        "FERMION_INSTANCES_GPU_MAX", 8_000, "Most GPUs of an instance, in thousandths."
+        "FERMION_INSTANCES_GPU_MAX", 8_000, "Most GPUs of an instance, in thousandths.", least=0
     )
     cpu_milli_min: int = setting(
-        "FERMION_INSTANCES_CPU_MIN", 4_000, "Least CPU cores of an instance, in thousandths."
+        "FERMION_INSTANCES_CPU_MIN",
+        4_000,
+        "Least CPU cores of an instance, in thousandths.",
+        least=0,
     )
     cpu_milli_max: int = setting(
-        "FERMION_INSTANCES_CPU_MAX", 128_000, "Most CPU cores of an instance, in thousandths."
+        "FERMION_INSTANCES_CPU_MAX",
+        128_000,
+        "Most CPU cores of an instance, in thousandths.",
+        least=0,
     )
     memory_bytes_min: int = setting(
-        "FERMION_INSTANCES_MEMORY_MIN", 16 * GB, "Least memory of an instance, in bytes."
+        "FERMION_INSTANCES_MEMORY_MIN", 16 * GB, "Least memory of an instance, in bytes.", least=0
     )
     memory_bytes_max: int = setting(
-        "FERMION_INSTANCES_MEMORY_MAX", TIB, "Most memory of an instance, in bytes."
+        "FERMION_INSTANCES_MEMORY_MAX", TIB, "Most memory of an instance, in bytes.", least=0
     )
     storage_bytes_min: int = setting(
-        "FERMION_INSTANCES_STORAGE_MIN", 50 * GB, "Least disk of an instance, in bytes."
+        "FERMION_INSTANCES_STORAGE_MIN", 50 * GB, "Least disk of an instance, in bytes.", least=0
     )
     storage_bytes_max: int = setting(
-        "FERMION_INSTANCES_STORAGE_MAX", 2 * TIB, "Most disk of an instance, in bytes."
+        "FERMION_INSTANCES_STORAGE_MAX", 2 * TIB, "Most disk of an instance, in bytes.", least=0
     )
 
     currency: str = setting(

@@ -339,6 +339,37 @@ async def test_a_message_of_more_than_4_mib_is_refused_with_its_size(house: Hous
     assert house.guest.seen == []
 
 
+async def test_a_message_of_very_many_parts_is_refused_before_it_takes_memory(
+    house: House,
+) -> None:
+    body = b"\x12\x00" * (rpc.MESSAGE_BYTES_MAX // 2)
+    call = house.channel.unary_unary(f"/{SERVICE}/CreateProject")
+    refusal = await house.refused(call(body, metadata=house.as_ada()))
+    assert refusal.reason == "MESSAGE_TOO_LARGE"
+    assert "at most 10000 messages and entries of maps" in refusal.message
+
+
+@pytest.mark.parametrize("body", [b"\xff" * 9, b"\x0a\x03\xed\xa0\x80", b"\x0a\x05cut"])
+async def test_bytes_that_are_no_request_are_the_callers_mistake_and_not_ours(
+    house: House, body: bytes
+) -> None:
+    for call in (
+        house.channel.unary_unary(f"/{SERVICE}/GetProject")(body, metadata=house.as_ada()),
+        house.channel.unary_stream(f"/{SERVICE}/WatchProjects")(
+            body, metadata=house.as_ada()
+        ).read(),
+    ):
+        refusal = await house.refused(call)
+        assert (refusal.code, refusal.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "MESSAGE_UNREADABLE",
+        )
+        assert refusal.message.startswith(f"The request is {len(body)} bytes")
+    # Whoever is not known learns nothing of it.
+    nobody = house.channel.unary_unary(f"/{SERVICE}/GetProject")(body)
+    assert (await house.refused(nobody)).reason == "TOKEN_MISSING"
+
+
 async def test_a_refusal_speaks(house: House) -> None:
     refusal = await house.update("refused")
     assert (refusal.code, refusal.reason, refusal.message) == (

@@ -19,6 +19,8 @@ class Sample:
     words: tuple[str, ...] = setting("FERMION_SAMPLE_WORDS", ("a", "b"), "Some words.")
     number: int = setting("FERMION_SAMPLE_NUMBER", 3, "A number.", least=1)
     share: float = setting("FERMION_SAMPLE_SHARE", 0.5, "A share.", least=0)
+    seconds: float = setting("FERMION_SAMPLE_SECONDS", 1.0, "A time.", least=0, most=60)
+    name: str = setting("FERMION_SAMPLE_NAME", "", "A name.")
     flag: bool = setting("FERMION_SAMPLE_FLAG", False, "Yes or no.")
     folder: Path = setting("FERMION_SAMPLE_FOLDER", Path(), "A folder.")
 
@@ -39,7 +41,7 @@ def test_every_kind_is_read() -> None:
             "FERMION_SAMPLE_FOLDER": "/srv/fermion",
         },
     )
-    assert found == Sample(("x", "y", "z"), 7, 0.25, True, Path("/srv/fermion"))
+    assert found == Sample(("x", "y", "z"), 7, 0.25, 1.0, "", True, Path("/srv/fermion"))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,13 @@ def test_every_kind_is_read() -> None:
         ("FERMION_SAMPLE_NUMBER", "many", "must be a whole number of at least 1"),
         ("FERMION_SAMPLE_NUMBER", "0", "must be a whole number of at least 1"),
         ("FERMION_SAMPLE_SHARE", "nan", "must be a number of at least 0"),
+        ("FERMION_SAMPLE_NUMBER", "9" * 19, "must be a whole number of at least 1"),
+        ("FERMION_SAMPLE_SHARE", "inf", "must be a number of at least 0"),
+        ("FERMION_SAMPLE_SECONDS", "61", "must be a number from 0 to 60"),
+        ("FERMION_SAMPLE_SECONDS", "-1", "must be a number from 0 to 60"),
         ("FERMION_SAMPLE_FLAG", "perhaps", "must be true or false"),
+        ("FERMION_SAMPLE_NAME", "a\nb", "must be text of one line without control characters"),
+        ("FERMION_SAMPLE_NAME", "\udcff", "must be text of one line without control characters"),
     ],
 )
 def test_a_wrong_value_names_variable_value_and_rule(variable: str, text: str, rule: str) -> None:

@@ -6,10 +6,21 @@ import pytest
 from google.protobuf.message import Message
 from protovalidate import Validator
 
-from chassis.fields import faults, nul_fields, pattern_words, shown
+from chassis.fields import (
+    FAULTS_MAX,
+    FIELDS_MAX,
+    LARGE_BYTES,
+    PARTS_MAX,
+    faults,
+    is_bounded,
+    nul_fields,
+    pattern_words,
+    shown,
+)
 from fermion.api.instances import v1 as instances
 from fermion.api.journal import v1 as journal
 from fermion.api.projects import v1 as projects
+from fermion.api.workload import v1 as workload
 
 NAMES = "lower-case letters, digits and '-', beginning with a letter and not ending with '-'"
 
@@ -129,3 +140,41 @@ def test_nanoseconds_that_are_none_are_named_wherever_they_hide(nanos: int) -> N
     deep.instance.spec.max_duration.seconds = 5
     deep.instance.spec.max_duration.nanos = nanos
     assert "instance.spec.max_duration" in [one.field for one in faults(deep, Validator())]
+
+
+def test_of_very_many_faults_the_first_are_told_and_the_others_cost_nothing() -> None:
+    asked = instances.Spec(ports=[workload.Port(name="_", number=0)] * 2_000)
+    assert len(faults(asked, Validator())) == FAULTS_MAX
+    large = instances.Spec(
+        env=[workload.EnvVar(name="1", value="x" * 3_000)] * (LARGE_BYTES // 3_000 + 1)
+    )
+    assert [one.rule for one in faults(large, Validator())] == ["string.pattern"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        workload.Workload(groups=[workload.Group()] * (PARTS_MAX + 1)),
+        workload.Workload(groups=[workload.Group(env=[workload.EnvVar()] * PARTS_MAX)]),
+        workload.Workload(labels={str(number): "" for number in range(PARTS_MAX + 1)}),
+        workload.Workload(groups=[workload.Group(args=[""] * FIELDS_MAX)]),
+    ],
+)
+def test_bytes_of_more_parts_than_can_be_looked_at_are_known_before_they_are_read(
+    asked: workload.Workload,
+) -> None:
+    assert not is_bounded(asked.DESCRIPTOR, asked.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        workload.Workload(groups=[workload.Group()] * PARTS_MAX).SerializeToString(),
+        workload.Workload(owner="x" * 4_000_000).SerializeToString(),
+        b"\xff" * 4_000_000,
+        b"\x52\xff\xff\xff\xff\x7f",
+        b"",
+    ],
+)
+def test_bytes_of_few_parts_are_read_whatever_they_are(data: bytes) -> None:
+    assert is_bounded(workload.Workload.DESCRIPTOR, data)

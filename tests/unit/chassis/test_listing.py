@@ -111,7 +111,13 @@ def test_a_page_token_whose_key_is_a_moment_leads_back_to_it() -> None:
     assert PageToken.decode_time(token, "scope") == (moment, "inst_1")
 
 
-@pytest.mark.parametrize("key", ["yesterday", "2026-11-24", "2026-11-24T12:00:00", "\0"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("yesterday", "2026-11-24", "2026-11-24T12:00:00", "\0", "\ud800"),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"),
+    ],
+)
 def test_a_page_token_whose_key_should_be_a_moment_is_held_to_that(key: str) -> None:
     with pytest.raises(Invalid) as refusal:
         PageToken.decode_time(PageToken.encode(key, "", "scope"), "scope")
@@ -133,3 +139,4 @@ def test_a_token_of_another_question_is_refused(token: str) -> None:
     with pytest.raises(Invalid) as error:
         PageToken.decode(token, "this question")
     assert error.value.reason == "PAGE_TOKEN_MISMATCH"
+    assert error.value.arguments == {"field": "page_token", "value": token}

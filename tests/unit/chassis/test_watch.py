@@ -192,6 +192,7 @@ async def test_what_is_no_token_of_this_journal_is_refused(token: str) -> None:
     with pytest.raises(Invalid) as error:
         await take(World().watch(token), 1)
     assert error.value.reason == "RESUME_TOKEN_INVALID"
+    assert error.value.arguments == {"field": "resume_token", "value": token}
 
 
 @settings(max_examples=50, deadline=None)
