@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from chassis.postgres import LOST, Connection, Database, unavailable
@@ -28,6 +29,13 @@ async def migrate(database: Database, folder: Path, schema: str) -> int:
             raise Refused(
                 "MIGRATION_MISNAMED",
                 f"{path.name} is not named like 0001_what_it_does.sql.",
+                file=path.name,
+            )
+    for before, path in pairwise(files):
+        if before.name[:4] == path.name[:4]:
+            raise Refused(
+                "MIGRATION_MISNAMED",
+                f"{before.name} and {path.name} have one number; which of them comes first?",
                 file=path.name,
             )
     connection = await database.pinned("migrations")

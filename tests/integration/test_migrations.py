@@ -67,6 +67,13 @@ async def test_a_file_whose_name_has_no_number_is_refused(sample: Database, tmp_
     assert refused.value.reason == "MIGRATION_MISNAMED"
 
 
+async def test_two_files_of_one_number_are_refused(sample: Database, tmp_path: Path) -> None:
+    write(tmp_path, _0001_a="SELECT 1;", _0001_b="SELECT 2;")
+    with pytest.raises(Refused) as refused:
+        await migrate(sample, tmp_path, "sample")
+    assert "0001_a.sql and 0001_b.sql" in str(refused.value)
+
+
 async def test_a_file_that_fails_leaves_nothing_and_keeps_those_before(
     sample: Database, tmp_path: Path
 ) -> None:
