@@ -38,6 +38,7 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
         recorder = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.recorder", str(stand.replicas), str(outside)],
             cwd=ROOT,
+            start_new_session=True,
         )
         try:
             ledger = Ledger()

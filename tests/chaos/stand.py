@@ -202,6 +202,8 @@ def _wire(home: Path, ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
+        # A Ctrl-C is for the round, which ends what it has started.
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"open\n"
