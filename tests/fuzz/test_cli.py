@@ -43,6 +43,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home of its own, and a server that is not there."""
     for name in [one for one in os.environ if one.startswith("FERMION_")]:
         monkeypatch.delenv(name)
+    # `completion install` writes there.
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FERMION_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FERMION_ADDRESS", f"127.0.0.1:{free_port()}")
