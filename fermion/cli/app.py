@@ -49,6 +49,7 @@ def run(words: Sequence[str]) -> int:
     """Run one command and answer its exit code; nothing but `--debug` shows a traceback."""
     debug, asked = prepared(words)
     try:
+        _must_be_text(words)
         found = app(asked, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
@@ -78,6 +79,20 @@ def prepared(words: Sequence[str]) -> tuple[bool, list[str]]:
     if own[:2] in (["instances", "create"], ["instances", "update"]):
         behind = [f"--command={word}" for word in behind[1:]]
     return "--debug" in words[:place], own + behind
+
+
+def _must_be_text(words: Sequence[str]) -> None:
+    """Refuse words of bytes that are no text: Python passes them on, and no message can hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise errors.InvalidArgument(
+                f"{word!r} is no text.",
+                reason="OPTION_INVALID",
+                violations=((word, "must be valid UTF-8"),),
+                next_step="Write it in UTF-8; a file of such a name goes in through stdin, as -.",
+            ) from error
 
 
 def exit_code(error: Exception) -> int:

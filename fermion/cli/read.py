@@ -186,7 +186,10 @@ def message(file: Path, empty: Read, example: str, option: str = "--file") -> Re
     text = content(file, example, option)
     try:
         return json_format.ParseDict(yaml.safe_load(text) or {}, empty)
-    except (ValueError, yaml.YAMLError, json_format.ParseError, AttributeError, TypeError) as error:
+    except (
+        *(ValueError, AttributeError, TypeError, RecursionError),
+        *(yaml.YAMLError, json_format.ParseError),
+    ) as error:
         said = " ".join(str(error).split())
         raise wrong(option, str(file), f"is no {kind} ({said})", example) from error
 

@@ -144,6 +144,18 @@ def test_a_word_too_many_is_no_start_command(
     assert not lab.sent("CreateInstance")
 
 
+@pytest.mark.parametrize(
+    "words", [["instances", "get", "\udcff"], ["instances", "create", "own", "--", "\udcff"]]
+)
+def test_a_word_that_is_no_text_is_refused_before_anything_is_sent(
+    lab: Platform, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: '\\udcff' is no text.\n  \\udcff: must be valid UTF-8\n")
+    assert not lab.sent("CreateInstance")
+
+
 def test_a_dry_run_shows_the_plan_and_says_so_to_the_platform(
     lab: Platform, capsys: pytest.CaptureFixture[str]
 ) -> None:
