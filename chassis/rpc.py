@@ -367,8 +367,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                         (upcoming, self._closing), return_when=asyncio.FIRST_COMPLETED
                     )
                 finally:
-                    if not upcoming.done():
-                        await end(upcoming)
+                    # Where it has ended already this looks at what it raised, of which nobody would
+                    # hear if the caller went at the same moment.
+                    await end(upcoming)
                 if upcoming.cancelled():
                     raise Unavailable(
                         "SHUTTING_DOWN",

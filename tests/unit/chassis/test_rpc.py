@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from collections.abc import AsyncGenerator
+
 import grpc
 import pytest
 from google.protobuf.message import Message
@@ -9,7 +13,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from chassis import refusals
 from chassis.refusals import Exhausted, Invalid, Missing, Refused, Unavailable, Violation
-from chassis.rpc import to_status
+from chassis.rpc import Gatekeeper, door, to_status
+from chassis.telemetry import Metrics
+from tests.people import People
 
 # Clients refuse trailing metadata beyond it; base64 and what else is in there take their part.
 METADATA_BYTES_MAX = 8192
@@ -87,3 +93,30 @@ def test_a_status_fits_into_what_clients_take(letter: str, count: int, length: i
     size += sum(1 if 32 <= byte < 127 else 3 for byte in status.message.encode())
     assert size < METADATA_BYTES_MAX
     assert "BadRequest" in unpacked(status)
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_refusal_of_which_nobody_hears_because_he_went_is_no_fault(turns: int) -> None:
+    """The caller goes at each of the moments at which the stream is just refused."""
+
+    async def refused() -> AsyncGenerator[Message, None]:
+        raise Refused("STATE_WRONG", "Not now.")
+        yield
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    keeper = Gatekeeper(door(People().callers(), (), {}, Metrics()))
+    passed = keeper._until_closed(refused())
+    reading = asyncio.ensure_future(anext(passed))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait((reading,))
+    if not reading.cancelled():
+        assert isinstance(reading.exception(), Refused)
+    await passed.aclose()
+    # A task warns when it is let go of.
+    del reading, passed
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
