@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -95,7 +95,7 @@ class InPostgres:
         """Where a reader stands."""
         row = await self.database.fetchrow(_queries["read_checkpoint"], reader, source)
         assert row is not None
-        return Checkpoint(**dict(row))
+        return Checkpoint(**{one.name: row[one.name] for one in fields(Checkpoint)})
 
     async def park(self, reader: str, source: str, position: int) -> None:
         """Park a fact."""

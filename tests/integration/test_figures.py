@@ -83,7 +83,7 @@ async def test_a_reader_that_does_not_read_falls_behind_in_facts_and_in_seconds(
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
     ):
-        gate = Gate(other)
+        gate = Gate(other.journal)
         async with reading(sample, Answers(), gate) as reader:
             await other.say(asked("a"), asked("b"))
             await reached(reader, other)
@@ -109,7 +109,7 @@ async def test_a_stream_that_is_parked_is_counted_until_it_is_taken_out(database
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, broken, Gate(other)) as reader,
+        reading(sample, broken, Gate(other.journal)) as reader,
     ):
         shown = Shown(sample, (reader,))
         await other.say(asked("bad"), asked("bad", 2), asked("worse"), asked("good"))
@@ -135,8 +135,8 @@ async def test_a_halted_reader_is_told_of_by_every_process_and_falls_behind(
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, Answers(names), Gate(other)) as reader,
-        resting(sample, Gate(other)) as elsewhere,
+        reading(sample, Answers(names), Gate(other.journal)) as reader,
+        resting(sample, Gate(other.journal)) as elsewhere,
     ):
         shown = Shown(sample, (elsewhere,))
         for name in names:
@@ -197,7 +197,7 @@ async def test_of_an_owner_that_is_away_nobody_knows_how_far_its_readers_are_beh
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
     ):
-        gate = Gate(other)
+        gate = Gate(other.journal)
         async with reading(sample, Answers(), gate) as reader:
             await other.say(asked("a"))
             await reached(reader, other)

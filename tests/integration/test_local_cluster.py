@@ -478,7 +478,13 @@ async def test_an_image_is_built_once_for_all_who_run_it(tmp_path: Path) -> None
         image = api.Image(repository="lab")
         wanted = work(group(["sh", "-c", script], replicas=2, image=image))
         await apply(stand, wanted)
-        first = await replica_of(stand, wanted.uid)
+
+        async def told() -> ReplicaObservation | None:
+            found = await replica_of(stand, wanted.uid)
+            # Its shim has a record a moment before it knows what it waits for.
+            return found if found.reason else None
+
+        first = await stand.until(told)
         assert first.phase is Phase.PREPARING
         assert first.reason is not None
         assert first.reason.code == "IMAGE_BUILDING"

@@ -155,7 +155,7 @@ async def test_a_reader_goes_on_after_a_cancellation_that_nobody_asked_for(datab
     async with (
         serving(database, None, "other") as other,
         serving(database, None, "sample") as sample,
-        reading(sample, Answers(), Cancels(other, away=True)) as reader,
+        reading(sample, Answers(), Cancels(other.journal, away=True)) as reader,
     ):
         await ask(other, 10)
         await reached(reader, other)

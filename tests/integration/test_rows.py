@@ -316,9 +316,7 @@ def test_before_a_cluster_is_folded_anew_what_it_alone_had_said_is_forgotten(
             workload.ReplicaScheduled(uid=f"rep_{cluster}", subject=subject, node="n1"),
             workload.VolumeBound(uid=f"vol_{cluster}", node="n1"),
         ]
-        said += [
-            write for one in facts for write in reports.write(record(f"executor/{cluster}", one))
-        ]
+        said += reports.write([record(f"executor/{cluster}", one) for one in facts])
     forgotten = [*said, *reports.clear("executor/here")]
     for statement, column in (("nodes", "node"), ("progressed", "uid")):
         assert queue_table.after(said, statement, "here", 0)
