@@ -93,9 +93,13 @@ def test_a_request_of_any_kind_is_answered_or_refused(ground: Ground, name: str)
     @WALK
     @given(request=requests(method.input_type, ground.names), who=st.sampled_from(("admin", "ada")))
     def ask(request: Request, who: str) -> None:
-        answer = ground.wire.call(method, request.body, ground.metadata(who))
+        answer = ground.wire.call(method, request.body + rehearsed, ground.metadata(who))
         sound(ground, answer, request.message)
 
+    rehearsed = b""
+    if method.name == "EnrolCluster":
+        # One that is nowhere has a journal that nobody can read, and the audit says so.
+        rehearsed = projects.EnrolClusterRequest(validate_only=True).SerializeToString()
     ask()
 
 

@@ -18,9 +18,11 @@ PAGES: Final = help.kept()
 COMMANDS: Final = [
     words for words in PAGES if not any(other.startswith(f"{words} ") for other in PAGES)
 ]
+# These become another program, which has tests of its own.
+BECOMING: Final = ("up", "down", "backup", "restore")
 # These work on this machine alone, and well with any word.
-LOCAL: Final = ("up", "down", "version", "contexts", "completion")
-CALLING: Final = [words for words in COMMANDS if words.split()[0] not in LOCAL]
+LOCAL: Final = ("version", "contexts", "completion")
+CALLING: Final = [words for words in COMMANDS if words.split()[0] not in (*BECOMING, *LOCAL)]
 WORDS: Final = (
     *("../../etc/passwd", "projects/-", "projects/", "-", "--", "\udcff", "\x1b[2J\x07", "a\nb"),
     *("'; DROP TABLE x; --", "x" * 5000, "\u202e", "*", "", "İ", "\ud800"),
@@ -98,7 +100,7 @@ def test_words_and_options_of_any_kind_are_refused(
         heard(capsys, [*command.split(), word, "--timeout", "0.05"])
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one.split()[0] in LOCAL[2:]])
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one.split()[0] in LOCAL])
 def test_what_needs_no_server_takes_any_word_or_refuses_it(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
