@@ -36,7 +36,7 @@ up: setup ## Start the platform and keep it in the foreground
 down: setup ## Stop a platform that runs
 	@$(BIN)/fermion down
 
-test: setup ## Run the tests (ten minutes on two cores)
+test: setup ## Run the tests (ten to fifteen minutes on two cores)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile $(TESTS)
 
 test-all: test ## Also the slow tiers
