@@ -226,4 +226,5 @@ def test_the_platform_is_as_well_as_before(ground: Ground, process: Standing) ->
     assert grown < GROWTH_BYTES_MAX, grown
     assert "Traceback" not in (ground.stage.home / "logs" / "all.log").read_text()
     ground.stage.audit()
-    assert ground.stage.ok("instances", "list", "-p", "own").out
+    # The walk may have archived any project that it knew.
+    assert ground.stage.ok("projects", "list").out
