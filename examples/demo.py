@@ -391,6 +391,8 @@ def proofs(story: Story, platform: Platform) -> None:
 
 def main() -> int:
     """Run the demo; 0 where everything it claimed was so."""
+    # A shell that runs this in the background lets it, and all that it starts, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = os.environ.get("FERMION_DEMO_HOME")
     home = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="fermion-demo-"))
     home.mkdir(mode=0o700, exist_ok=True)
