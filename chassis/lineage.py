@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from chassis.bus import Away, Bus, Foreign, Tail
 from chassis.command import must_be_the_same
+from chassis.embedded.bundle import FULL, JournalKept
 from chassis.envelope import Meta
 from chassis.feed import Feed
 from chassis.journal import Command, Head, Remembered, Request, Stale
-from chassis.parking import answer_again, lineage_of, not_answered, stream_of
+from chassis.parking import go_on, lineage_of, not_answered
+from chassis.postgres import LOST, Connection, Database
 from chassis.queries import Queries
-from chassis.refusals import Missing, Refused
+from chassis.refusals import Missing, Refused, Unavailable
 from chassis.store import PostgresJournal
 from fermion.api.journal import v1 as api
 
@@ -110,20 +114,10 @@ async def accept(
 
     `feed` is that of the journal it reads. A request that was answered before is answered again.
     """
-    source = feed.journal
-    try:
-        await not_answered(journal, request)
-        said = await acceptable(journal, feed, reader=reader)
-        command = Command(
-            (said,),
-            meta,
-            request=request,
-            subject=stream_of(reader, source),
-            resume=(reader, source),
-        )
-        return (await journal.append(command)).position
-    except Remembered as answered:
-        return await answer_again(journal, request, answered)
+    decide = partial(acceptable, journal, feed, reader=reader)
+    return await go_on(
+        journal, decide, reader=reader, source=feed.journal, meta=meta, request=request
+    )
 
 
 async def acceptable(journal: PostgresJournal, feed: Feed, *, reader: str) -> api.RestoreAccepted:
@@ -202,3 +196,68 @@ async def _alike(journal: PostgresJournal, bus: Bus, position: int) -> bool:
         own.data,
         own.record_time,
     )
+
+
+# Of a whole database, as a backup keeps it and a restore puts it back; each in a transaction.
+
+
+async def snapshot(connection: Connection) -> str:
+    """Let another connection see what this one sees, by this name, as long as its transaction lasts."""
+    found: str = await connection.fetchval(_queries["export_snapshot"])
+    return found
+
+
+async def kept(
+    connection: Connection,
+) -> tuple[tuple[JournalKept, ...], dict[str, tuple[str, ...]]]:
+    """Every journal as it stands, and by schema every migration that was applied."""
+    journals: list[JournalKept] = []
+    migrations: dict[str, tuple[str, ...]] = {}
+    for row in await connection.fetch(_queries["kept_tables"]):
+        schema = row["schemaname"]
+        if row["tablename"] == "head":
+            journals += await journals_of(connection, schema)
+        else:
+            await connection.execute(_queries["enter_schema"], schema)
+            found = await connection.fetch(_queries["migrations"])
+            migrations[schema] = tuple(one["version"] for one in found)
+    return tuple(journals), migrations
+
+
+async def journals_of(connection: Connection, service: str) -> list[JournalKept]:
+    """The journals of one service as they stand."""
+    await connection.execute(_queries["enter_schema"], service)
+    found = await connection.fetch(_queries["heads"])
+    return [JournalKept(f"{service}/{row['log']}", row["epoch"], row["position"]) for row in found]
+
+
+async def begin_restored(connection: Connection, service: str, epoch: int, backup: str) -> None:
+    """
+    Begin a lineage of every journal of a service behind its head; each states it at its next start.
+
+    Who held a lease, and why a relay stood still, is of the platform that the backup was taken from.
+    """
+    await connection.execute(_queries["enter_schema"], service)
+    await connection.execute(_queries["begin_restored"], epoch, backup)
+    await connection.execute(_queries["enter_restored"], epoch)
+    await connection.execute(_queries["end_leases"])
+    await connection.execute(_queries["forget_relays"])
+
+
+@asynccontextmanager
+async def alone(dsn: str, what: str, failed: Callable[[str], Refused]) -> AsyncIterator[Connection]:
+    """
+    A command's own connection, closed behind it.
+
+    What `failed` makes where the database goes away; OSError as it is where a disk is full.
+    """
+    try:
+        connection = await Database(dsn, what).pinned(what)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    except (Unavailable, *LOST) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise failed(f"the database went away ({error})") from error

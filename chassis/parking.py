@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -121,12 +122,28 @@ async def resume(
 
     A request that was answered before is answered again.
     """
+
+    async def resumed() -> Message:
+        why = await halted(database, reader=reader, source=source)
+        return api.ReaderResumed(reader=reader, journal=source, halted=why)
+
+    return await go_on(journal, resumed, reader=reader, source=source, meta=meta, request=request)
+
+
+async def go_on(
+    journal: Journal,
+    decide: Callable[[], Awaitable[Message]],
+    *,
+    reader: str,
+    source: str,
+    meta: Meta,
+    request: Request | None,
+) -> int:
+    """Resume a reader with the fact that says why; a position that holds it, also when asked again."""
     try:
         await not_answered(journal, request)
-        why = await halted(database, reader=reader, source=source)
-        said = api.ReaderResumed(reader=reader, journal=source, halted=why)
         command = Command(
-            (said,),
+            (await decide(),),
             meta,
             request=request,
             subject=stream_of(reader, source),

@@ -29,6 +29,45 @@ UPDATE head
    SET epoch = $2
  WHERE log = $1;
 
+-- enter_schema: Find tables in one schema, until the transaction ends.
+SELECT set_config('search_path', quote_ident($1), true);
+
+-- export_snapshot: Let another connection see what this one sees.
+SELECT pg_export_snapshot();
+
+-- kept_tables: Where heads of journals and applied migrations stand, but in a read model that is being built.
+SELECT schemaname, tablename
+  FROM pg_tables
+ WHERE tablename IN ('head', 'schema_migrations')
+   AND schemaname !~ '_(new|old)$'
+ ORDER BY schemaname, tablename;
+
+-- heads: Lineage and last position of every journal of a schema.
+SELECT log, epoch, position
+  FROM head
+ ORDER BY log;
+
+-- migrations: What was applied to a schema.
+SELECT version
+  FROM schema_migrations
+ ORDER BY version;
+
+-- begin_restored: Begin a lineage of every journal behind its head, as restored from a backup.
+INSERT INTO epoch (log, epoch, first_position, backup)
+SELECT log, greatest(epoch + 1, $1), position + 1, $2
+  FROM head;
+
+-- enter_restored: Let every head be of the lineage that was begun.
+UPDATE head
+   SET epoch = greatest(epoch + 1, $1);
+
+-- end_leases: Let nobody hold a lease any more.
+UPDATE lease
+   SET expires_at = '-infinity';
+
+-- forget_relays: Know of no relay that stands still.
+DELETE FROM relay;
+
 -- read_epoch: Where a lineage begins, and what it came from.
 SELECT first_position, backup, lost_through
   FROM epoch

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from chassis import ids
+from chassis import ids, lineage
 from chassis.embedded import Home, Postgres, default_home, spawn
 from chassis.embedded.bundle import (
     DATABASE,
     FILES,
+    FULL,
     JournalKept,
     Manifest,
     Pack,
@@ -30,26 +31,23 @@ from chassis.embedded.bundle import (
     sync_folder,
 )
 from chassis.embedded.postgres import find_binaries
-from chassis.postgres import LOST, Connection, Database
-from chassis.refusals import Refused, Unavailable
+from chassis.refusals import Refused
 from fermion import __version__
 from services.executor import keeping
 from services.executor.ground import cluster_uid
-from services.supervisor import say
+from services.supervisor import say, tell
 
 PARTIAL: Final = ".{}.partial"
 # What cannot be made again, and what people have set. NATS' streams are copies, tokens are signed anew.
 KEYS: Final = ("keys/signing.jwk", "keys/admin.uid", "keys/replicas.key", "nats/keys")
 SETTINGS: Final = ("ports.json", "cli/contexts.json")
 CLUSTER: Final = "cluster"
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
     """What the database holds as of one snapshot."""
 
-    snapshot: str
     journals: tuple[JournalKept, ...]
     migrations: dict[str, tuple[str, ...]]
 
@@ -64,7 +62,7 @@ def backup(arguments: Sequence[str]) -> int:
         with placed(asked.folder) as place:
             manifest = write(Home(default_home()), place, with_files=not asked.without_files)
     except Refused as refusal:
-        say(f"error: {refusal.message} {refusal.next_step}".rstrip())
+        tell(refusal)
         return 1
     size = sum(one.bytes for one in manifest.seals.values())
     say(
@@ -180,47 +178,15 @@ def _sealed(path: Path) -> Seal:
 
 async def _dump(dsn: str, path: Path) -> Moment:
     """Dump the database in one snapshot, and tell what stands in it."""
-    try:
-        connection = await Database(dsn, "backup").pinned("backup")
-        try:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                moment = await _moment(connection)
-                _run_dump(dsn, path, moment.snapshot)
-            return moment
-        finally:
-            await connection.close()
-    except (Unavailable, *LOST) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise
-        raise _failed(f"the database went away ({error})") from error
-
-
-async def _moment(connection: Connection) -> Moment:
-    snapshot: str = await connection.fetchval("SELECT pg_export_snapshot()")
-    journals, migrations = [], {}
-    for row in await connection.fetch(
-        "SELECT schemaname, tablename FROM pg_tables"
-        " WHERE tablename IN ('head', 'schema_migrations') ORDER BY schemaname, tablename"
+    async with (
+        lineage.alone(dsn, "backup", _failed) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        schema, table = row["schemaname"], row["tablename"]
-        # Beside a read model that is being rebuilt.
-        if schema.endswith(("_new", "_old")):
-            continue
-        if table == "head":
-            found = await connection.fetch(
-                f'SELECT log, epoch, position FROM "{schema}".head ORDER BY log'
-            )
-            journals += [
-                JournalKept(f"{schema}/{one['log']}", one["epoch"], one["position"])
-                for one in found
-            ]
-        else:
-            found = await connection.fetch(
-                f'SELECT version FROM "{schema}".schema_migrations ORDER BY version'
-            )
-            migrations[schema] = tuple(one["version"] for one in found)
-    return Moment(snapshot, tuple(journals), migrations)
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        snapshot: str = await lineage.snapshot(connection)
+        moment = Moment(*await lineage.kept(connection))
+        _run_dump(dsn, path, snapshot)
+    return moment
 
 
 def _run_dump(dsn: str, path: Path, snapshot: str) -> None:

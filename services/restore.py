@@ -11,13 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
+from chassis import lineage
 from chassis.embedded import Home, Postgres, default_home
 from chassis.embedded.bundle import (
     DATABASE,
     FILES,
-    JournalKept,
     Manifest,
     damaged,
     newer,
@@ -28,16 +27,14 @@ from chassis.embedded.bundle import (
 from chassis.embedded.home import LOCK, RESTORING
 from chassis.embedded.postgres import find_binaries
 from chassis.keys import write_private
-from chassis.postgres import LOST, Connection, Database, create_database
+from chassis.postgres import create_database
 from chassis.process import KERNEL_MIGRATIONS
-from chassis.refusals import Refused, Unavailable
-from services.backup import CLUSTER, FULL, run, unwritable
+from chassis.refusals import Refused
+from services.backup import CLUSTER, run, unwritable
 from services.executor import keeping
 from services.executor.keeping import Settled
 from services.serve import TARGETS
-from services.supervisor import say
-
-EXECUTOR: Final = "executor"
+from services.supervisor import say, tell
 
 
 def restore(arguments: Sequence[str]) -> int:
@@ -58,7 +55,7 @@ def restore(arguments: Sequence[str]) -> int:
         with taken(home, folder):
             settled = put_back(home, folder, manifest)
     except Refused as refusal:
-        say(f"error: {refusal.message} {refusal.next_step}".rstrip())
+        tell(refusal)
         return 1
     say(f"{home.root} holds {manifest.facts} facts of {len(manifest.journals)} journals.")
     if settled.ended:
@@ -168,44 +165,14 @@ async def _begin_epochs(dsn: str, backup: Path, manifest: Manifest) -> list[str]
     """
     # No number that a lineage has had: this backup may have been restored before, and lived on.
     epoch = int(time.time())
-    try:
-        connection = await Database(dsn, "restore").pinned("restore")
-        try:
-            async with connection.transaction():
-                for schema in sorted({one.journal.split("/")[0] for one in manifest.journals}):
-                    await _begin_epoch(connection, schema, epoch, backup, manifest)
-                rows = await connection.fetch(
-                    f'SELECT uid FROM "{EXECUTOR}".wanted_volume WHERE NOT revoked'
-                )
-            return [row["uid"] for row in rows]
-        finally:
-            await connection.close()
-    except (Unavailable, *LOST) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise
-        raise _failed(f"the database went away ({error})") from error
-
-
-async def _begin_epoch(
-    connection: Connection, schema: str, epoch: int, backup: Path, manifest: Manifest
-) -> None:
-    rows = await connection.fetch(f'SELECT log, epoch, position FROM "{schema}".head ORDER BY log')
-    found = [JournalKept(f"{schema}/{row['log']}", row["epoch"], row["position"]) for row in rows]
-    told = [one for one in manifest.journals if one.journal.split("/")[0] == schema]
-    if found != told:
-        raise damaged(backup, f"its database has {found} where it says {told}")
-    await connection.execute(
-        f'INSERT INTO "{schema}".epoch (log, epoch, first_position, backup)'
-        f' SELECT log, greatest(epoch + 1, $2::bigint), position + 1, $1 FROM "{schema}".head',
-        manifest.uid,
-        epoch,
-    )
-    await connection.execute(
-        f'UPDATE "{schema}".head SET epoch = greatest(epoch + 1, $1::bigint)', epoch
-    )
-    # Who held a lease, and why a relay stood still, is of the platform that the backup was taken from.
-    await connection.execute(f"UPDATE \"{schema}\".lease SET expires_at = '-infinity'")
-    await connection.execute(f'DELETE FROM "{schema}".relay')
+    async with lineage.alone(dsn, "restore", _failed) as connection, connection.transaction():
+        for service in sorted({one.journal.split("/")[0] for one in manifest.journals}):
+            found = await lineage.journals_of(connection, service)
+            told = [one for one in manifest.journals if one.journal.split("/")[0] == service]
+            if found != told:
+                raise damaged(backup, f"its database has {found} where it says {told}")
+            await lineage.begin_restored(connection, service, epoch, manifest.uid)
+        return await keeping.wanted(connection)
 
 
 def _failed(why: str) -> Refused:

@@ -325,7 +325,7 @@ def up(
             service.environment = {**shared, **addresses(services), **service.environment}
         return Supervisor(home, postgres, nats, services).run()
     except Refused as refusal:
-        say(f"error: {refusal.message} {refusal.next_step}")
+        tell(refusal)
         return 1
 
 
@@ -458,7 +458,7 @@ def down(arguments: Sequence[str]) -> int:
         )
         return 1
     except Refused as refusal:
-        say(f"error: {refusal.message} {refusal.next_step}")
+        tell(refusal)
         return 1
     say(f"Fermion on {home.root} has stopped{left_running(home)}")
     return 0
@@ -497,9 +497,22 @@ def write_context(home: Home, services: Sequence[Service]) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line now; whoever closed the terminal does not hear it, and nothing else changes."""
+    """
+    Print a line now; whoever closed the terminal does not hear it, and nothing else changes.
+
+    What it quotes may hold anything: no terminal shall obey it.
+    """
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
     with suppress(OSError):
-        print(line, flush=True)
+        print(shown, flush=True)
+
+
+def tell(refusal: Refused) -> None:
+    """Print what was refused, what to do, and the reason by which it is looked up."""
+    say(f"error: {refusal.message}")
+    if refusal.next_step:
+        say(f"  what to do: {refusal.next_step}")
+    say(f"  reason: {refusal.reason}")
 
 
 def last_words(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -20,6 +21,8 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 DATABASE: Final = "database.dump"
 FILES: Final = "files.tar"
+# What the system says where there is no room.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What is so small is read in one go, so that it is of one moment.
 SMALL_BYTES_MAX: Final = 1024 * 1024
 CHUNK_BYTES: Final = 1024 * 1024

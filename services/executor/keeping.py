@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from chassis.postgres import Connection
+from chassis.queries import Queries
 from services.executor import shim
 
 # Of a replica's folder: what belongs to its shim's life, what is large, and what leads to volumes.
 NOT_A_RECORD: Final = frozenset({"lock", "wake", "scratch", "root", "logs", "record"})
 GROUPS: Final = "groups"
 RESTORED: Final = "RESTORED"
+
+_queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,13 @@ def records(root: Path) -> Iterator[tuple[Path, bytes]]:
                     break
             # It is just being written, or made, or taken away.
             time.sleep(0.001)
+
+
+async def wanted(connection: Connection) -> list[str]:
+    """Volumes that there are to be, in a restored database; in a transaction."""
+    await connection.execute("SET LOCAL search_path TO executor")
+    rows = await connection.fetch(_queries["wanted_volumes"])
+    return [row["uid"] for row in rows if not row["revoked"]]
 
 
 def settle(root: Path, wanted: Collection[str]) -> Settled:

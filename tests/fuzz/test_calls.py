@@ -226,5 +226,8 @@ def test_the_platform_is_as_well_as_before(ground: Ground, process: Standing) ->
     assert grown < GROWTH_BYTES_MAX, grown
     assert "Traceback" not in (ground.stage.home / "logs" / "all.log").read_text()
     ground.stage.audit()
-    # The walk may have archived any project that it knew.
-    assert ground.stage.ok("projects", "list").out
+    # The walk may have archived any project that it knew: a new one is as good as the first was.
+    ground.stage.ok("projects", "create", "after")
+    spec = ("--kind", "custom", "--", "true")
+    ground.stage.ok("instances", "create", "last", "-p", "after", *spec)
+    assert "last" in ground.stage.ok("instances", "list", "-p", "after").out

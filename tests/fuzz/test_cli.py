@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,13 +13,14 @@ import pytest
 from chassis.embedded import free_port
 from fermion.cli import help, run
 from tests.fuzz.conftest import Ground
+from tests.stage import FERMION
 
 PAGES: Final = help.kept()
 # What is called: groups have pages, too, and commands below them.
 COMMANDS: Final = [
     words for words in PAGES if not any(other.startswith(f"{words} ") for other in PAGES)
 ]
-# These become another program, which has tests of its own.
+# These become another program, so they are asked in a process of their own.
 BECOMING: Final = ("up", "down", "backup", "restore")
 # These work on this machine alone, and well with any word.
 LOCAL: Final = ("version", "contexts", "completion")
@@ -88,6 +90,33 @@ def test_without_a_server_a_command_says_that_there_is_none(
 ) -> None:
     for count in range(4):
         heard(capsys, [*command.split(), *("word",) * count, "--timeout", "0.1"])
+
+
+@pytest.mark.parametrize("command", BECOMING)
+def test_what_becomes_another_program_refuses_what_it_cannot_do(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FERMION_ADDRESS")
+    asked: list[tuple[str, ...]] = [("--no-such-option",), ("word", "word", "word")]
+    if command in ("backup", "restore"):
+        # The last one is no argument that a process can be given.
+        asked += [(word,) for word in WORDS if word != "\ud800"]
+    for words in asked:
+        done = subprocess.run(
+            [FERMION, command, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode in range(1, 8), (words, done)
+        assert b"Traceback" not in said, (words, done)
+        assert b"what to do: " in said, (words, done)
+        assert b"\x1b[2J" not in said, (words, done)
+    # Nothing that was refused has left anything.
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == []
 
 
 @pytest.mark.parametrize("command", CALLING)

@@ -94,7 +94,10 @@ def test_what_cannot_be_backed_up_or_restored_is_refused_and_nothing_is_touched(
     ):
         done = platform.run(*words)
         assert done.returncode == 1, words
-        assert done.stdout.splitlines()[-1].startswith("error: "), done
+        error, mend, reason = done.stdout.splitlines()[-3:]
+        assert error.startswith("error: "), done
+        assert mend.startswith("  what to do: "), done
+        assert reason.startswith("  reason: "), done
         assert told in done.stdout, done
         assert not done.stderr
     assert not Path(home).exists()

@@ -255,9 +255,18 @@ async def test_a_loop_that_a_library_cancels_takes_its_process_down(
 
     async def run() -> None:
         async with asyncio.timeout(SECONDS_MAX):
-            async with running(database, nats_server, tmp_path, targets=targets):
+            async with running(database, nats_server, tmp_path, targets=targets) as platform:
                 lost.set()
-                await asyncio.Event().wait()
+                stub = UserServiceStub(platform.channel)
+
+                async def away() -> bool:
+                    try:
+                        await platform.call(stub.WhoAmI, projects.WhoAmIRequest())
+                    except grpc.aio.AioRpcError as error:
+                        return error.code() is grpc.StatusCode.UNAVAILABLE
+                    return False
+
+                await until(away, bool, "it serves on")
 
     with pytest.raises(ExceptionGroup) as raised:
         await run()

@@ -28,6 +28,7 @@ from tests.sample import (
     META,
     QUERIES,
     REGISTRY,
+    SECONDS_MAX,
     Answers,
     Gate,
     Service,
@@ -291,6 +292,32 @@ async def test_readers_that_all_believe_to_be_the_only_one_do_nothing_twice(
             await assert_answered(sample, 20, 10)
         else:
             assert await tally(sample) == {f"inst_{uid}": 10 for uid in range(20)}
+
+
+class Telling(Tallies):
+    """Tells when it hears that its rows are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    def written(self) -> None:
+        self.told.set()
+
+
+async def test_who_works_by_folded_rows_is_told_as_soon_as_they_are_there(database: str) -> None:
+    folder = Telling()
+    async with (
+        serving(database, None, "other") as other,
+        serving(database, None, "sample") as sample,
+        reading(sample, folder, Gate(other.journal)),
+    ):
+        for number in range(20):
+            folder.told.clear()
+            await other.say(asked(f"inst_{number}"))
+            async with asyncio.timeout(SECONDS_MAX):
+                await folder.told.wait()
+            assert f"inst_{number}" in await tally(sample)
 
 
 async def test_a_folding_reader_counts_each_fact_once(
