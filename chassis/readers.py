@@ -35,7 +35,7 @@ from chassis.journal import (
 from chassis.lease import Lease
 from chassis.postgres import LOST, Connection, Database, unavailable
 from chassis.queries import Queries
-from chassis.refusals import Conflict, Exhausted, OutcomeUnknown, Unavailable
+from chassis.refusals import Conflict, Exhausted, OutcomeUnknown, Refused, Unavailable
 from chassis.tasks import Astray, end, outcome
 from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
@@ -268,16 +268,31 @@ class Reader:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def reached(self, position: int, seconds: float) -> bool:
-        """Wait until a position is accounted for, by whichever process; False where it was not in time."""
+        """
+        Wait until a position is accounted for, by whichever process; False where it was not in time.
+
+        `Refused` where this reader stands still before it: until an operator has looked, nobody knows
+        whether there is such a position at all.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
             event = self._moved
-            if self._lease.held() is None:
+            if self._lease.held() is None or self.halted:
                 found = await self._checkpoint()
-                self.position = found.position
+                self.position, self.halted = found.position, found.halted
             if self.position >= position:
                 return True
+            if self.halted:
+                raise Refused(
+                    "READ_HALTED",
+                    f"{self.name} stands still: {self.halted}",
+                    next_step="Ask again without `fermion-after` for what is known so far, and an "
+                    "operator for what `fermion status` shows.",
+                    reader=self.name,
+                    journal=self.feed.journal,
+                    position=str(position),
+                )
             left = deadline - loop.time()
             if left <= 0:
                 return False

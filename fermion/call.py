@@ -117,7 +117,7 @@ class Attempts:
             patience = min(patience, ABSENT_SECONDS_MAX)
         late = time.monotonic() + delay > self._began + patience
         if late or not self._again(error.code(), found):
-            if found.reason == "READ_BEHIND":
+            if found.reason in ("READ_BEHIND", "READ_HALTED"):
                 # What was seen may be of a platform that was restored or made anew since.
                 self._place.positions.forget()
             raise found from error

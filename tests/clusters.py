@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from services.executor import limits
+from services.executor import keeping, limits
 
 END_SECONDS_MAX = 20.0
 
@@ -24,7 +24,7 @@ def end(root: Path) -> None:
         assert time.monotonic() < deadline, left
     uid = root / "uid"
     if uid.exists():
-        held = limits.probe(uid.read_text())
+        held = limits.probe(keeping.group_name(root, uid.read_text()))
         for replica in held.names():
             held.remove(replica)
 

@@ -85,7 +85,7 @@ def status(*, options: Options = Options()) -> int:
 
     The exit code is 1 where something stands still, or the cluster does not answer.
     """
-    with options.client() as client:
+    with options.client(ill=True) as client:
         who = client.users.who_am_i()
         context = client.context
         try:
@@ -172,7 +172,7 @@ def audit(
 
     A table has those that do not hold, a wide one all of them; `-o name` is their names alone.
     """
-    with options.client() as client:
+    with options.client(ill=True) as client:
         checks = client.journals.audit(name)
     broken = [check for check in checks if not check.holds]
     match options.output:
@@ -191,7 +191,7 @@ def audit(
 @journal.command(name="list")
 def list_journals(*, options: Options = Options()) -> None:
     """List journals with heads and how far they are published."""
-    with options.client() as client:
+    with options.client(ill=True) as client:
         show.many(client.journals.status(), options.output, JOURNALS, "No journals.")
 
 
@@ -209,7 +209,7 @@ def rebuild(name: str, /, *, options: Options = Options()) -> int:
 @journal.command
 def parked(*, options: Options = Options()) -> None:
     """List facts that readers could not use."""
-    with options.client() as client:
+    with options.client(ill=True) as client:
         show.many(client.journals.parked(), options.output, PARKED, "Nothing is parked.")
 
 

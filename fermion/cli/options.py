@@ -13,7 +13,14 @@ from cyclopts.completion import CompletionContext
 
 import fermion
 from fermion.cli import near, text
-from fermion.context import TIMEOUT_SECONDS, Contexts, StoredPositions, checked_timeout, resolve
+from fermion.context import (
+    TIMEOUT_SECONDS,
+    Contexts,
+    Positions,
+    StoredPositions,
+    checked_timeout,
+    resolve,
+)
 from fermion.errors import Error, InvalidArgument
 
 if TYPE_CHECKING:
@@ -97,12 +104,18 @@ class Options:
     )
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """Open a client; an error over a name says what there is by a name like it."""
+    def client(self, *, ill: bool = False) -> Iterator[Client]:
+        """
+        Open a client; an error over a name says what there is by a name like it.
+
+        One for a platform that may be ill asks for what there is, whatever was seen before: what has
+        lost something, or stands still, would be waited for in vain.
+        """
         checked_timeout("--timeout", self.timeout)
         context = resolve(self.context)
+        positions = Positions() if ill else StoredPositions(context)
         with fermion.Client(
-            context=self.context, timeout=self.timeout, positions=StoredPositions(context)
+            context=self.context, timeout=self.timeout, positions=positions
         ) as client:
             try:
                 yield client

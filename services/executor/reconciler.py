@@ -290,6 +290,11 @@ class Reconciler:
                     seen.workload,
                 )
             return True
+        if work is not None and not replica.uid and not work.revoked:
+            said = reign.works[seen.workload]
+            if not said.accepted and not said.rejected:
+                # Its maker could not say so any more. That it is accepted is told before it runs.
+                return False
         whose = replica.subject if work is None else aggregate.subject(work, seen)
         if replica.uid:
             # Labels change by a fact of their own, and what was allocated stays pinned.

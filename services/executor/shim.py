@@ -1197,7 +1197,11 @@ class Shim:
         path = self.spec.one("oom")
         if not path:
             return 0
-        fields = read_file(path).split()
+        try:
+            fields = read_file(path).split()
+        except OSError:
+            # Somebody took the group away: why it was killed is not known then, but that it was is.
+            return 0
         return int(fields[fields.index(b"oom_kill") + 1]) if b"oom_kill" in fields else 0
 
     def _keep_exit_report(self, ordinal: int) -> None:

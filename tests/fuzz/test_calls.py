@@ -25,7 +25,7 @@ MIB4: Final = 4 * 2**20
 # Of one call, on a machine that does other things, too.
 HUGE_SECONDS_MAX: Final = 5.0
 # What big messages leave behind in a process; not one of them for each that came.
-GROWTH_BYTES_MAX: Final = 400 * 2**20
+GROWTH_BYTES_MAX: Final = 250 * 2**20
 METHODS: Final = {one.full_name.removeprefix("fermion.api."): one for one in every_method()}
 # What no answer to a request may be, whatever is asked.
 FAULTS: Final = ("INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS")
@@ -228,6 +228,6 @@ def test_the_platform_is_as_well_as_before(ground: Ground, process: Standing) ->
     ground.stage.audit()
     # The walk may have archived any project that it knew: a new one is as good as the first was.
     ground.stage.ok("projects", "create", "after")
-    spec = ("--kind", "custom", "--", "true")
+    spec = ("--kind", "custom", "--cpu", "0.1", "--memory", "64Mi", "--", "true")
     ground.stage.ok("instances", "create", "last", "-p", "after", *spec)
     assert "last" in ground.stage.ok("instances", "list", "-p", "after").out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
+from services.executor import keeping
 from tests.clusters import end
 from tests.integration.platform import Platform, running, until
 from tests.servers import CLUSTER, NatsServer
@@ -116,6 +118,10 @@ async def executing(
     """A platform of projects, a scheduler without declarations, and an executor; what runs may stay."""
     home = Home(folder)
     home.prepare()
+    (folder / "cluster").mkdir(exist_ok=True)
+    with suppress(FileExistsError), (folder / "cluster" / keeping.GROUPS).open("x") as groups:
+        # Other tests have clusters of the same uid beside this one.
+        groups.write(secrets.token_hex(4))
     Keys.prepare(home, SERVICES)
     settings = {
         "FERMION_PROJECTS_CLUSTERS": CLUSTER,

@@ -422,9 +422,12 @@ async def test_a_type_that_is_not_known_parks_its_stream_until_it_is(
             assert (row["folded"], row["parked"]) == (2, 2)
             assert reader.parked == {"instance/inst_1"}
         async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
-            await until(lambda: reader.position == 4 and not reader.parked, "it is handled now")
-            row = await sample.checkpoint(reader)
-            assert (row["folded"], row["parked"]) == (4, 0)
+
+            async def handled() -> bool:
+                row = await sample.checkpoint(reader)
+                return (row["folded"], row["parked"]) == (4, 0)
+
+            await until(handled, "it is handled now")
             assert await sample.facts() == [
                 answered("inst_1"),
                 answered("inst_2"),
@@ -497,6 +500,11 @@ async def test_who_decided_on_a_lost_tail_halts_until_accepted_and_reads_what_st
                         meta=META,
                     )
                 assert refused.value.reason == "RESTORE_NOT_ACCEPTED"
+                assert await reader.reached(reader.position, 5)
+                with pytest.raises(Refused) as refused:
+                    await reader.reached(reader.position + 1, 5)
+                assert refused.value.reason == "READ_HALTED"
+                assert "epoch 2" in refused.value.message
                 await accept(sample.journal, reader.feed, reader=reader.name, meta=META)
                 await reached(reader, other)
             said = [one for one in await sample.facts() if isinstance(one, api.InstanceStopped)]

@@ -147,6 +147,22 @@ def test_positions_of_a_platform_that_is_another_one_now_are_let_go(platform: Pl
     assert positions.newest() == {}
 
 
+def test_who_saw_what_a_reader_will_not_reach_is_told_at_once_and_asks_for_less_then(
+    platform: Platform,
+) -> None:
+    positions = Positions()
+    positions.remember({"instances/0": 999})
+    platform.turns.append(refuse(code_pb2.FAILED_PRECONDITION, "READ_HALTED"))
+    with fermion.Client(address=platform.address, positions=positions) as it:
+        with pytest.raises(errors.Error) as caught:
+            it.instances.get(LAB)
+        assert caught.value.reason == "READ_HALTED"
+        it.instances.create("acme", "lab", api.Instance())
+    first, second = platform.calls
+    assert first.metadata["fermion-after"] == "instances/0=999"
+    assert "fermion-after" not in second.metadata
+
+
 def test_a_server_that_was_never_there_is_not_waited_for_long(platform: Platform) -> None:
     began = time.monotonic()
     with (
