@@ -39,7 +39,6 @@ from chassis.postgres import LOST, Connection, Database, Record, is_lost, unavai
 from chassis.queries import Queries
 from chassis.refusals import Exhausted, OutcomeUnknown, Refused, Unavailable
 
-QUEUE_MAX = 4096
 BATCH_MAX = 512
 # A batch takes no further command once its facts have as many bytes.
 BATCH_BYTES_MAX = 8 * 1024 * 1024
@@ -86,6 +85,7 @@ class Committer:
         book: Book,
         queries: Queries,
         observer: Observer | None,
+        queue_max: int,
     ) -> None:
         self._database = database
         self._shard = shard
@@ -93,6 +93,7 @@ class Committer:
         self._book = book
         self._queries = queries
         self._observer = observer
+        self._queue_max = queue_max
         self._waiting: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._connection: asyncpg.Connection[Record] | None = None
@@ -109,10 +110,10 @@ class Committer:
 
     async def submit(self, command: Command) -> Committed:
         """Queue a command and wait for its outcome; see `Journal.append`."""
-        if len(self._waiting) >= QUEUE_MAX:
+        if len(self._waiting) >= self._queue_max:
             raise Exhausted(
                 "COMMIT_QUEUE_FULL",
-                f"{QUEUE_MAX} commands wait to be committed in {self._journal}.",
+                f"{self._queue_max} commands wait to be committed in {self._journal}.",
                 next_step="Send the same request again in a moment.",
                 journal=self._journal,
             )

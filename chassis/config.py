@@ -76,6 +76,13 @@ class Common:
         least=1,
         most=1000,
     )
+    commit_queue: int = setting(
+        "FERMION_COMMIT_QUEUE",
+        4096,
+        "Changes that may wait to be committed, per service and process; more are told to come later.",
+        least=1,
+        most=100_000,
+    )
     start_seconds_max: float = setting(
         "FERMION_START_SECONDS_MAX",
         60.0,

@@ -247,6 +247,7 @@ class Process:
             queries=queries,
             shard=shard,
             observer=self.metrics.journal(f"{name}/{shard}"),
+            queue_max=common.commit_queue,
         )
         seed = common.nats_keys / f"{name}.nk" if common.nats_keys != Path() else None
         bus = Bus(common.nats_url, name, seed)

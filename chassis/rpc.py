@@ -13,10 +13,11 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, cast
 
@@ -58,6 +59,9 @@ MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 TRANSPORT_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 # What is smaller cannot have too many parts.
 COUNTED_BYTES_MIN: Final = 16 * 1024
+# Calls that have come and were not looked at yet.
+PENDING_MAX: Final = 20_000
+PENDING_SECONDS_MAX: Final = 300
 UNARY_SECONDS_MAX: Final = 30.0
 BEHIND_SECONDS_MAX: Final = 2.0
 # Of a position, which is an int64.
@@ -232,12 +236,16 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed = False
+        # One for each stream: thousands that waited for the same one would each look through them all.
+        self._closing: set[asyncio.Future[None]] = set()
 
     def close(self) -> None:
         """End the streams that go on for ever, so that their callers ask another process."""
-        if not self._closing.done():
-            self._closing.set_result(None)
+        self._closed = True
+        for closing in self._closing:
+            if not closing.done():
+                closing.set_result(None)
 
     async def intercept_service(
         self,
@@ -355,31 +363,42 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         finally:
             self._door.metrics.calls.labels(method, code).observe(time.perf_counter() - began)
 
+    @contextmanager
+    def _closes(self) -> Iterator[asyncio.Future[None]]:
+        """What is done once this process drains."""
+        closing = asyncio.get_running_loop().create_future()
+        if self._closed:
+            closing.set_result(None)
+        self._closing.add(closing)
+        try:
+            yield closing
+        finally:
+            self._closing.discard(closing)
+
     async def _until_closed(
         self, responses: AsyncGenerator[Message, None]
     ) -> AsyncGenerator[Message, None]:
         """Pass responses on until this process drains; then `Unavailable` (SHUTTING_DOWN)."""
-        async with aclosing(responses):
-            while True:
-                upcoming = asyncio.ensure_future(anext(responses, None))
-                try:
-                    await asyncio.wait(
-                        (upcoming, self._closing), return_when=asyncio.FIRST_COMPLETED
-                    )
-                finally:
-                    # Where it has ended already this looks at what it raised, of which nobody would
-                    # hear if the caller went at the same moment.
-                    await end(upcoming)
-                if upcoming.cancelled():
-                    raise Unavailable(
-                        "SHUTTING_DOWN",
-                        "This process ends; another one, or its next start, goes on.",
-                        next_step="Ask again, a watch with its last resume_token.",
-                    )
-                response = upcoming.result()
-                if response is None:
-                    return
-                yield response
+        with self._closes() as closing:
+            async with aclosing(responses):
+                while True:
+                    upcoming = asyncio.ensure_future(anext(responses, None))
+                    try:
+                        await asyncio.wait((upcoming, closing), return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        # Where it has ended already this looks at what it raised, of which nobody
+                        # would hear if the caller went at the same moment.
+                        await end(upcoming)
+                    if upcoming.cancelled():
+                        raise Unavailable(
+                            "SHUTTING_DOWN",
+                            "This process ends; another one, or its next start, goes on.",
+                            next_step="Ask again, a watch with its last resume_token.",
+                        )
+                    response = upcoming.result()
+                    if response is None:
+                        return
+                    yield response
 
 
 class Server:
@@ -397,6 +416,12 @@ class Server:
                 ("grpc.max_receive_message_length", TRANSPORT_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
+                # Beyond its own limits of a thousand calls or half a minute the library drops what nobody
+                # has looked at, as CANCELLED and without a word. Callers say themselves how long they
+                # wait, and what is full says so.
+                ("grpc.server.max_pending_requests", PENDING_MAX),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_MAX),
+                ("grpc.server_max_unrequested_time_in_server", PENDING_SECONDS_MAX),
                 # Callers ask every five seconds whether we are there; their clocks are not ours.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
             ],

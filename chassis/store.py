@@ -59,12 +59,13 @@ class PostgresJournal:
         queries: Queries,
         shard: str = "0",
         observer: Observer | None = None,
+        queue_max: int = 4096,
     ) -> None:
         self.database = database
         self.shard = shard
         self.registry = registry
         self._name = f"{database.service}/{shard}"
-        self._committer = Committer(database, shard, book, queries, observer)
+        self._committer = Committer(database, shard, book, queries, observer, queue_max)
         self._epoch = 1
         # The head as it was last seen, and when: whoever waits for it to grow asks once for all.
         self._seen = 0

@@ -149,8 +149,15 @@ async def migrated(dsn: str) -> Database:
     return database
 
 
-def journal_in(database: Database, observer: Observer | None = None) -> PostgresJournal:
+def journal_in(
+    database: Database, observer: Observer | None = None, queue_max: int = 1000
+) -> PostgresJournal:
     """The diary's journal; several of them are several processes of one service."""
     return PostgresJournal(
-        database, registry=REGISTRY, book=BOOK, queries=QUERIES, observer=observer
+        database,
+        registry=REGISTRY,
+        book=BOOK,
+        queries=QUERIES,
+        observer=observer,
+        queue_max=queue_max,
     )

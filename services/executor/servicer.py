@@ -19,7 +19,7 @@ from chassis.queries import Queries
 from chassis.refusals import Invalid, Missing, Refused, Unavailable, Violation
 from chassis.rpc import Context
 from chassis.tasks import end
-from chassis.watch import Kind, watch
+from chassis.watch import Kind, Watching
 from fermion.api.executor import v1 as api
 from fermion.api.executor.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
@@ -58,6 +58,7 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
         self._database = database
         self._queries = queries
         self._clock = clock
+        self.watching: Watching[api.Replica] = Watching(journal, clock)
 
     async def ListReplicas(
         self, request: api.ListReplicasRequest, context: Context
@@ -83,15 +84,13 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
                 owned.add(uid)
             return uid if uid in owned else None
 
-        changes = watch(
-            self._journal,
+        changes = self.watching.follow(
             token=request.resume_token,
             send_initial=request.send_initial,
             project=request.owner.split("/")[1],
             touched=touched,
             current=self._current,
             initial=partial(self._initial, request.owner),
-            clock=self._clock,
         )
         async for change in changes:
             yield api.WatchReplicasResponse(

@@ -53,7 +53,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
             ),
         ),
         consumers=(wants,),
-        loops=(Loop("reconciler", reconciler.run),),
+        loops=(Loop("reconciler", reconciler.run), Loop("watching", servicer.watching.run)),
         measure=figures.measure,
     )
 

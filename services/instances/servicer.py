@@ -21,7 +21,7 @@ from chassis.queries import Queries
 from chassis.refusals import Unavailable, Violation
 from chassis.remote import Peer
 from chassis.rpc import Context, answer_position, caller, meta_of, request_of
-from chassis.watch import Kind, watch
+from chassis.watch import Kind, Watching
 from fermion.api.billing import v1 as costs
 from fermion.api.billing.v1.service_pb2_grpc import CostServiceStub
 from fermion.api.instances import v1 as api
@@ -81,6 +81,7 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         self._database = database
         self._queries = queries
         self._clock = clock
+        self.watching: Watching[api.Instance] = Watching(journal, clock)
         self._policy = policy
         self._billing = billing
         self._costs = CostServiceStub(billing.channel)
@@ -165,23 +166,19 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
         """Send each instance that changes once a change; one that is gone with its name and uid only."""
         project = request.parent.removeprefix("projects/")
         touched = await self._touched(project, request.instance_id)
-        changes = watch(
-            self._journal,
+        changes = self.watching.follow(
             token=request.resume_token,
             send_initial=request.send_initial,
             project=project,
             touched=touched,
             current=self._current,
             initial=partial(self._initial, project, request.instance_id),
-            clock=self._clock,
+            gone=self._gone,
         )
         async for change in changes:
-            response = api.WatchInstancesResponse(
+            yield api.WatchInstancesResponse(
                 change=CHANGES[change.kind], instance=change.resource, resume_token=change.token
             )
-            if change.kind is Kind.DELETED:
-                response.instance.CopyFrom(await self._gone(change.uid))
-            yield response
 
     async def UpdateInstance(
         self, request: api.UpdateInstanceRequest, context: Context
@@ -399,11 +396,12 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
             if not instance or row["instance"] == instance
         ]
 
-    async def _gone(self, uid: str) -> api.Instance:
-        row = await self._database.fetchrow(self._queries["find_names"], [uid])
-        if row is None:
-            return api.Instance(uid=uid)
-        return api.Instance(uid=uid, name=f"projects/{row['project']}/instances/{row['instance']}")
+    async def _gone(self, uids: Sequence[str]) -> Mapping[str, api.Instance]:
+        rows = await self._database.fetch(self._queries["find_names"], list(uids))
+        named = {
+            row["uid"]: f"projects/{row['project']}/instances/{row['instance']}" for row in rows
+        }
+        return {uid: api.Instance(uid=uid, name=named.get(uid, "")) for uid in uids}
 
 
 async def _had(part: Awaitable[Part]) -> Part | None:

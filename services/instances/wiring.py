@@ -8,7 +8,7 @@ from pathlib import Path
 from chassis.command import transact
 from chassis.envelope import Meta
 from chassis.journal import Book
-from chassis.service import Kernel, Mount, Target, Wired
+from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.instances.v1 import events_pb2, service_pb2_grpc
 from fermion.api.projects.v1 import events_pb2 as projects
 from fermion.api.workload.v1 import events_pb2 as workload
@@ -62,6 +62,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
             OwnFacts(kernel.database, kernel.queries),
         ),
         begin=begin,
+        loops=(Loop("watching", servicer.watching.run),),
     )
 
 

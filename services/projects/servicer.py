@@ -21,7 +21,7 @@ from chassis.listing import Filter, Order, PageToken
 from chassis.refusals import Missing, Refused
 from chassis.rpc import Context, answer_position, caller, meta_of, request_of
 from chassis.service import Kernel
-from chassis.watch import Kind, watch
+from chassis.watch import Kind, Watching
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import service_pb2_grpc
 from services.projects import aggregate, enrolment, projection, quota
@@ -337,6 +337,10 @@ class UserServicer(_Servicer, service_pb2_grpc.UserServiceServicer):
 class ProjectServicer(_Servicer, service_pb2_grpc.ProjectServiceServicer):
     """Every RPC of `ProjectService`; who may call has been checked before."""
 
+    def __init__(self, kernel: Kernel[Settings]) -> None:
+        super().__init__(kernel)
+        self.watching: Watching[api.Project] = Watching(kernel.journal, kernel.clock)
+
     async def CreateProject(
         self, request: api.CreateProjectRequest, context: Context
     ) -> api.CreateProjectResponse:
@@ -404,24 +408,23 @@ class ProjectServicer(_Servicer, service_pb2_grpc.ProjectServiceServicer):
 
         async def current(uids: Sequence[str]) -> Mapping[str, api.Project]:
             rows = await self._database.fetch(self._queries["find_projects"], list(uids), sees)
-            found = {row["uid"]: projection.resource(row) for row in rows}
-            shown.update({uid: project.name for uid, project in found.items()})
-            return found
+            return {row["uid"]: projection.resource(row) for row in rows}
 
         async def initial() -> list[tuple[str, api.Project]]:
             return [(project.uid, project) for project in await self._visible(sees)]
 
-        changes = watch(
-            self._journal,
+        changes = self.watching.follow(
             token=request.resume_token,
             send_initial=request.send_initial,
             project=None,
             touched=_touched,
             current=current,
             initial=initial,
-            clock=self._clock,
+            whose=sees or "",
         )
         async for change in changes:
+            if change.resource is not None:
+                shown[change.uid] = change.resource.name
             if change.kind is Kind.DELETED and change.uid not in shown:
                 # Somebody else's project: not even that it is gone may be known.
                 continue

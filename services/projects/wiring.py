@@ -10,7 +10,7 @@ from chassis.command import transact
 from chassis.envelope import Meta
 from chassis.journal import Book
 from chassis.refusals import Refused
-from chassis.service import Kernel, Mount, Target, Wired
+from chassis.service import Kernel, Loop, Mount, Target, Wired
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import events_pb2, service_pb2_grpc
 from services.projects import aggregate, enrolment, projection
@@ -85,6 +85,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
                 refusal,
             )
 
+    of_projects = ProjectServicer(kernel)
     return Wired(
         servicers=(
             Mount(
@@ -95,7 +96,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
             Mount(
                 "fermion.api.projects.v1.ProjectService",
                 service_pb2_grpc.add_ProjectServiceServicer_to_server,
-                ProjectServicer(kernel),
+                of_projects,
             ),
             Mount(
                 "fermion.api.projects.v1.KeyService",
@@ -115,6 +116,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
         ),
         consumers=tuple(Departures(service) for service in kernel.settings.vacated_by),
         begin=begin,
+        loops=(Loop("watching", of_projects.watching.run),),
     )
 
 

@@ -17,7 +17,7 @@ from chassis.queries import Queries
 from chassis.refusals import Missing
 from chassis.rpc import Context
 from chassis.tasks import aside
-from chassis.watch import Kind, watch
+from chassis.watch import Kind, Watching
 from fermion.api.scheduler import v1 as api
 from fermion.api.scheduler.v1 import service_pb2_grpc
 from fermion.api.workload import v1 as workload
@@ -55,6 +55,7 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
         self._database = database
         self._queries = queries
         self._clock = clock
+        self.watching: Watching[api.QueuedWorkload] = Watching(journal, clock)
         self._books: Books | None = None
         self._reading = asyncio.Lock()
         self._places: dict[str, int] = {}
@@ -141,15 +142,13 @@ class QueueServicer(service_pb2_grpc.QueueServiceServicer):
     ) -> AsyncIterator[api.WatchQueueResponse]:
         """Send each workload whose place in the queue changes, and its uid when it leaves."""
         project = request.parent.removeprefix("projects/")
-        changes = watch(
-            self._journal,
+        changes = self.watching.follow(
             token=request.resume_token,
             send_initial=request.send_initial,
             project=project,
             touched=_touched,
             current=self._current,
             initial=partial(self._initial, project),
-            clock=self._clock,
         )
         async for change in changes:
             response = api.WatchQueueResponse(

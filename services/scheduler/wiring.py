@@ -46,7 +46,7 @@ def wire(kernel: Kernel[Settings]) -> Wired:
             ClusterReports(told),
         ),
         begin=partial(ledger.take_over, kernel.journal, kernel.database, kernel.queries),
-        loops=(Loop("admission", admitter.run),),
+        loops=(Loop("admission", admitter.run), Loop("watching", servicer.watching.run)),
         measure=figures.measure,
     )
 

@@ -159,9 +159,12 @@ def _questions(ground: Ground) -> Iterator[Question]:
         setattr(request, "page_token", answer.next_page_token)  # type: ignore[attr-defined]  # noqa: B010
         yield Question(method(name), request, "page_token")
     for name, request in streams:
-        answers = ground.wire.ask(method(name), request, ground.metadata("admin"))
-        *_, last = [token for one in answers if (token := one.resume_token)]  # type: ignore[attr-defined]
-        setattr(request, "resume_token", last)  # noqa: B010
+        tokens: list[str] = []
+        # It is listened to for a moment only, and may have had nothing to say yet.
+        while not tokens:
+            answers = ground.wire.ask(method(name), request, ground.metadata("admin"))
+            tokens = [token for one in answers if (token := one.resume_token)]  # type: ignore[attr-defined]
+        setattr(request, "resume_token", tokens[-1])  # noqa: B010
         yield Question(method(name), request, "resume_token")
 
 

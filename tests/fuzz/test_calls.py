@@ -25,7 +25,7 @@ MIB4: Final = 4 * 2**20
 # Of one call, on a machine that does other things, too.
 HUGE_SECONDS_MAX: Final = 5.0
 # What big messages leave behind in a process; not one of them for each that came.
-GROWTH_BYTES_MAX: Final = 250 * 2**20
+GROWTH_BYTES_MAX: Final = 100 * 2**20
 METHODS: Final = {one.full_name.removeprefix("fermion.api."): one for one in every_method()}
 # What no answer to a request may be, whatever is asked.
 FAULTS: Final = ("INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS")

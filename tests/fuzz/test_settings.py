@@ -91,6 +91,7 @@ BROKEN: Final = {
     "FERMION_LOG_LEVEL": ("LOUD",),
     "FERMION_TRACES": ("\udcff",),
     "FERMION_POOL_SIZE": ("9" * 40,),
+    "FERMION_COMMIT_QUEUE": ("0", "9" * 40),
 }
 
 

@@ -168,11 +168,8 @@ async def test_writes_of_one_row_keep_their_order_in_a_batch(sample: Database) -
     ]
 
 
-async def test_a_queue_that_is_full_refuses_at_once(
-    sample: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(commit, "QUEUE_MAX", 3)
-    journal = diary.journal_in(sample)
+async def test_a_queue_that_is_full_refuses_at_once(sample: Database) -> None:
+    journal = diary.journal_in(sample, queue_max=3)
     waiting = [asyncio.create_task(journal.append(say(entry(f"s{n}")))) for n in range(3)]
     await until(lambda: journal.waiting == 3)
     with pytest.raises(Exhausted) as refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chassis import tail, watch
+from chassis.clock import SystemClock
 from chassis.envelope import Meta, Recorded
-from chassis.journal import Book, Command, Place
-from chassis.refusals import Expired, Invalid
+from chassis.journal import Book, Command, Page, Place
+from chassis.refusals import Expired, Invalid, Unavailable
+from chassis.tasks import end
 from chassis.testing.memory import MemoryJournal
-from chassis.watch import BOOKMARK_SECONDS, Change, Kind, encode, watch
+from chassis.watch import Change, Kind, Watching, encode
 from fermion.api.projects import v1 as api
 from tests.people import REGISTRY
 
@@ -44,20 +47,39 @@ def place(fact: object) -> Place:
     return Place(f"project/{fact.uid}", fact.project)
 
 
+class Log(MemoryJournal):
+    """A journal that counts how often it is read, may be away, and may be restored."""
+
+    reads = 0
+    away: Unavailable | None = None
+
+    async def read(self, after: int, limit: int, project: str | None = None) -> Page:
+        self.reads += 1
+        if self.away is not None:
+            raise self.away
+        return await super().read(after, limit, project)
+
+    def restore(self) -> None:
+        self._epoch += 1
+
+
 @dataclass(slots=True)
 class World:
     """A journal, and the rows that stand beside it: uid to how often it was changed."""
 
-    clock: Hand = field(default_factory=Hand)
+    clock: Hand | SystemClock = field(default_factory=Hand)
     rows: dict[str, int] = field(default_factory=dict)
     epoch: int = 1
-    journal: MemoryJournal = field(init=False)
+    # How often rows were looked up; a lookup waits for this where there is one.
+    asked: int = 0
+    held: asyncio.Event | None = None
+    journal: Log = field(init=False)
+    watching: Watching[int] = field(init=False)
 
     def __post_init__(self) -> None:
         book = Book(place, lambda record: ())
-        self.journal = MemoryJournal(
-            NAME, registry=REGISTRY, book=book, clock=self.clock, epoch=self.epoch
-        )
+        self.journal = Log(NAME, registry=REGISTRY, book=book, clock=self.clock, epoch=self.epoch)
+        self.watching = Watching(self.journal, self.clock)
 
     async def change(self, uid: str, project: str = "acme") -> int:
         self.rows[uid] = self.rows.get(uid, 0) + 1
@@ -72,22 +94,46 @@ class World:
     def watch(
         self, token: str = "", *, send_initial: bool = False, project: str | None = "acme"
     ) -> AsyncIterator[Change[int]]:
-        return watch(
-            self.journal,
+        return self.watching.follow(
             token=token,
             send_initial=send_initial,
             project=project,
             touched=touched,
             current=self.current,
             initial=self.initial,
-            clock=self.clock,
         )
 
     async def current(self, uids: Sequence[str]) -> Mapping[str, int]:
+        self.asked += 1
+        if self.held is not None:
+            await self.held.wait()
         return {uid: self.rows[uid] for uid in uids if uid in self.rows}
 
     async def initial(self) -> Sequence[tuple[str, int]]:
         return sorted(self.rows.items())
+
+
+@asynccontextmanager
+async def followed(world: World) -> AsyncIterator[None]:
+    """Let the loop run that reads for all who watch."""
+    reading = asyncio.create_task(world.watching.run())
+    try:
+        yield
+    finally:
+        await end(reading)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    async with followed(world):
+        yield world
+
+
+async def settled() -> None:
+    """Let everything come to where it waits."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 def touched(fact: Recorded) -> str | None:
@@ -106,8 +152,7 @@ def shown(changes: Sequence[Change[int]]) -> list[tuple[Kind, str, int | None]]:
     return [(change.kind, change.uid, change.resource) for change in changes]
 
 
-async def test_a_watch_without_a_token_begins_now() -> None:
-    world = World()
+async def test_a_watch_without_a_token_begins_now(world: World) -> None:
     await world.change("a")
     changes = world.watch()
     waiting = asyncio.create_task(take(changes, 1))
@@ -116,8 +161,7 @@ async def test_a_watch_without_a_token_begins_now() -> None:
     assert shown(await waiting) == [(Kind.UPDATED, "b", 1)]
 
 
-async def test_what_is_there_comes_first_and_ends_with_a_bookmark() -> None:
-    world = World()
+async def test_what_is_there_comes_first_and_ends_with_a_bookmark(world: World) -> None:
     await world.change("a")
     position = await world.change("b")
     changes = await take(world.watch(send_initial=True), 3)
@@ -130,8 +174,7 @@ async def test_what_is_there_comes_first_and_ends_with_a_bookmark() -> None:
     assert [change.token for change in changes] == ["", "", encode(NAME, 1, position)]
 
 
-async def test_a_resource_that_changed_often_is_sent_once_as_it_is() -> None:
-    world = World()
+async def test_a_resource_that_changed_often_is_sent_once_as_it_is(world: World) -> None:
     start = encode(NAME, 1, 0)
     for uid in ("a", "b", "a"):
         await world.change(uid)
@@ -142,23 +185,94 @@ async def test_a_resource_that_changed_often_is_sent_once_as_it_is() -> None:
     assert changes[-1].token == encode(NAME, 1, last)
 
 
-async def test_other_projects_are_not_seen() -> None:
-    world = World()
+async def test_other_projects_are_not_seen(world: World) -> None:
     await world.change("theirs", "other")
     await world.change("ours")
     assert shown(await take(world.watch(encode(NAME, 1, 0)), 1)) == [(Kind.UPDATED, "ours", 1)]
 
 
-async def test_silence_ends_with_a_bookmark_that_moves_on() -> None:
-    world = World()
-    changes = world.watch()
-    waiting = asyncio.create_task(take(changes, 1))
-    await asyncio.sleep(0)
-    world.clock.seconds = BOOKMARK_SECONDS
-    # Another project's fact wakes the watch and is no change, but it moves the place.
-    position = await world.change("theirs", "other")
-    (bookmark,) = await waiting
-    assert bookmark == Change(Kind.BOOKMARK, "", None, encode(NAME, 1, position))
+async def test_silence_ends_with_a_bookmark_that_moves_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "BOOKMARK_SECONDS", 0.1)
+    world = World(clock=SystemClock())
+    async with followed(world):
+        changes = world.watch()
+        waiting = asyncio.create_task(take(changes, 1))
+        await asyncio.sleep(0)
+        # Another project's fact does not even wake it, and moves the place.
+        position = await world.change("theirs", "other")
+        (bookmark,) = await waiting
+        assert bookmark == Change(Kind.BOOKMARK, "", None, encode(NAME, 1, position))
+
+
+async def test_many_watches_read_what_is_new_once(world: World) -> None:
+    watches = [asyncio.create_task(take(world.watch(), 2)) for _ in range(100)]
+    await settled()
+    world.journal.reads = world.asked = 0
+    await world.change("a")
+    await settled()
+    await world.change("b")
+    for one in watches:
+        assert shown(await one) == [(Kind.UPDATED, "a", 1), (Kind.UPDATED, "b", 1)]
+    assert world.asked == 2
+    assert world.journal.reads <= 4
+
+
+async def test_a_watch_whose_reading_of_rows_is_broken_off_takes_none_with_it(
+    world: World,
+) -> None:
+    world.held = asyncio.Event()
+    first, second = (asyncio.create_task(take(world.watch(), 1)) for _ in range(2))
+    await settled()
+    await world.change("a")
+    await settled()
+    first.cancel()
+    await settled()
+    world.held.set()
+    assert shown(await second) == [(Kind.UPDATED, "a", 1)]
+
+
+async def test_a_watch_that_is_not_taken_from_holds_little_and_misses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "HELD_BYTES_MAX", 5 * (tail.FACT_BYTES + 100))
+    slow, quick = world.watch(), world.watch()
+    taking = asyncio.create_task(take(slow, 1)), asyncio.create_task(take(quick, 1))
+    await settled()
+    await world.change("first")
+    assert [shown(await one) for one in taking] == [[(Kind.UPDATED, "first", 1)]] * 2
+    for number in range(20):
+        await world.change(f"i{number}")
+        assert shown(await take(quick, 1)) == [(Kind.UPDATED, f"i{number}", 1)]
+    assert [change.uid for change in await take(slow, 20)] == [f"i{number}" for number in range(20)]
+    await world.change("last")
+    assert shown(await take(slow, 1)) == shown(await take(quick, 1)) == [(Kind.UPDATED, "last", 1)]
+
+
+async def test_where_the_journal_cannot_be_read_every_watch_hears_why(world: World) -> None:
+    watches = [asyncio.create_task(take(world.watch(), 1)) for _ in range(3)]
+    await settled()
+    world.journal.away = Unavailable("DATABASE_UNAVAILABLE", "gone")
+    await world.change("a")
+    for one in watches:
+        with pytest.raises(Unavailable):
+            await one
+    world.journal.away = None
+    waiting = asyncio.create_task(take(world.watch(), 1))
+    await settled()
+    await world.change("b")
+    assert shown(await waiting) == [(Kind.UPDATED, "b", 1)]
+
+
+async def test_a_journal_that_is_restored_under_them_ends_every_watch(world: World) -> None:
+    watches = [asyncio.create_task(take(world.watch(), 1)) for _ in range(3)]
+    await settled()
+    world.journal.restore()
+    await world.change("a")
+    for one in watches:
+        with pytest.raises(Expired):
+            await one
 
 
 async def test_a_token_of_another_lineage_has_expired() -> None:
@@ -203,8 +317,10 @@ async def test_what_is_no_token_of_this_journal_is_refused(token: str) -> None:
 def test_whoever_is_cut_off_anywhere_ends_with_the_present_rows(
     steps: list[tuple[str, bool]], cuts: list[int]
 ) -> None:
+    world = World()
+
     async def live() -> None:
-        world, seen, token = World(), dict[str, int](), encode(NAME, 1, 0)
+        seen, token = dict[str, int](), encode(NAME, 1, 0)
         moves = iter(steps)
         for cut in [*cuts, 0]:
             for uid, goes in islice(moves, 2) if cut else moves:
@@ -224,4 +340,8 @@ def test_whoever_is_cut_off_anywhere_ends_with_the_present_rows(
                         seen[change.uid] = change.resource
         assert seen == world.rows
 
-    asyncio.run(live())
+    async def follow() -> None:
+        async with followed(world):
+            await live()
+
+    asyncio.run(follow())

@@ -24,7 +24,7 @@ FERMION = (sys.executable, "-m", "fermion.cli")
 
 
 class Typed:
-    """One command in a terminal of 30 lines of 90 characters."""
+    """One command in a terminal of its own."""
 
     def __init__(
         self,
@@ -32,9 +32,11 @@ class Typed:
         *,
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        rows: int = 30,
+        columns: int = 90,
     ) -> None:
         self.ours, theirs = pty.openpty()
-        resize(self.ours, 30, 90)
+        resize(self.ours, rows, columns)
         self.process = subprocess.Popen(
             login(command),
             stdin=theirs,
@@ -45,23 +47,23 @@ class Typed:
             start_new_session=True,
         )
         os.close(theirs)
-        self._screen = fdpexpect.fdspawn(self.ours, timeout=30)
+        self.screen = fdpexpect.fdspawn(self.ours, timeout=30)
 
     def types(self, text: str) -> None:
         """Type it, and press enter."""
-        self._screen.send(f"{text}\n")
+        self.screen.send(f"{text}\n")
 
     def presses(self, key: bytes) -> None:
         """Press one key."""
-        self._screen.send(key)
+        self.screen.send(key)
 
     def shows(self, text: str) -> None:
         """Wait until it is shown."""
-        self._screen.expect_exact(text.encode())
+        self.screen.expect_exact(text.encode())
 
     def ends(self) -> int:
         """Wait until it has ended; its exit code."""
-        self._screen.expect(EOF)
+        self.screen.expect(EOF)
         return self.process.wait(30)
 
     def close(self) -> None:
@@ -70,6 +72,18 @@ class Typed:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
         os.close(self.ours)
+
+
+def terminal_text(columns: int, *words: str) -> str:
+    """All that the command line prints on a terminal so wide, without what makes it bold."""
+    # Not forked, as pexpect does: the threads of gRPC would tell the terminal what they think of that.
+    typed = Typed((*FERMION, *words), rows=24, columns=columns)
+    try:
+        typed.ends()
+        text = (typed.screen.before or b"").decode()
+    finally:
+        typed.close()
+    return text.replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
 def login(command: Sequence[str]) -> Sequence[str]:

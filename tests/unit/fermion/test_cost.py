@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pexpect
 import pytest
 import yaml
 from google.protobuf import json_format
@@ -21,6 +19,7 @@ from fermion.api.workload import v1 as workload
 from fermion.cli import bill, run, show
 from fermion.context import Contexts
 from fermion.errors import NotFound
+from tests.unit.fermion.keyboard import terminal_text
 from tests.unit.fermion.platform import Platform, busy, refuse
 
 LAB = "projects/acme/instances/lab"
@@ -270,13 +269,8 @@ def test_costs_are_followed_over_breaks_a_row_each(
 
 def on_a_terminal(*words: str, columns: int = 80) -> list[str]:
     """The lines that a command prints on a terminal."""
-    program = str(Path(sys.executable).with_name("fermion"))
-    child = pexpect.spawn(program, list(words), dimensions=(24, columns), encoding="utf-8")
-    child.expect(pexpect.EOF, timeout=60)
-    text = str(child.before)
-    for mark in ("\x1b[1m", "\x1b[0m", "\x1b[?25l", "\x1b[?25h"):
-        text = text.replace(mark, "")
-    return text.splitlines()
+    text = terminal_text(columns, *words)
+    return text.replace("\x1b[?25l", "").replace("\x1b[?25h", "").splitlines()
 
 
 def test_on_a_terminal_rates_are_a_line_of_bars_and_owners_have_theirs(lab: Platform) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pexpect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +13,7 @@ from fermion.api.workload import v1 as workload
 from fermion.cli import table
 from fermion.cli.table import CROPPED_MIN, Screen, Title, drawn, width_of
 from fermion.context import Contexts
+from tests.unit.fermion.keyboard import terminal_text
 from tests.unit.fermion.platform import Platform
 
 TITLES = (Title("NAME"), Title("KIND", spare=1), Title("AGE", spare=2), Title("WHY", crop=True))
@@ -42,17 +41,8 @@ def acme(platform: Platform, tmp_path: Path) -> Platform:
     return platform
 
 
-def on_a_terminal(columns: int, *words: str) -> list[str]:
-    """The lines that a command prints on a terminal so wide."""
-    program = str(Path(sys.executable).with_name("fermion"))
-    child = pexpect.spawn(program, list(words), dimensions=(24, columns), encoding="utf-8")
-    child.expect(pexpect.EOF, timeout=60)
-    text = str(child.before)
-    return [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in text.splitlines()]
-
-
 def test_a_history_fits_a_terminal_of_80_columns_with_every_word_whole(acme: Platform) -> None:
-    head, created, declared, queued = on_a_terminal(80, "events", "list", UID)
+    head, created, declared, queued = terminal_text(80, "events", "list", UID).splitlines()
     assert head.split() == ["TIME", "FACT", "BY", "WHAT"]
     assert [line.split()[2] for line in (created, declared, queued)] == [
         "InstanceCreated",
@@ -65,14 +55,14 @@ def test_a_history_fits_a_terminal_of_80_columns_with_every_word_whole(acme: Pla
 
 
 def test_a_list_fits_a_terminal_of_80_columns_and_keeps_names_whole(acme: Platform) -> None:
-    head, row = on_a_terminal(80, "instances", "list")
+    head, row = terminal_text(80, "instances", "list").splitlines()
     assert row.startswith("an-instance-whose-name-is-rather-long  PENDING  queued:")
     assert max(len(head), len(row)) <= 80
     assert {"NAME", "STATE", "WHY", "AGE"} <= set(head.split())
 
 
 def test_a_wide_table_is_whole_also_on_a_terminal(acme: Platform) -> None:
-    text = "".join(on_a_terminal(80, "events", "list", UID, "-o", "wide"))
+    text = "".join(terminal_text(80, "events", "list", UID, "-o", "wide").splitlines())
     assert "x" * 200 in text
     assert "BECAUSE OF" in text
 
