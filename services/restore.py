@@ -28,13 +28,12 @@ from chassis.embedded.home import LOCK, RESTORING
 from chassis.embedded.postgres import find_binaries
 from chassis.keys import write_private
 from chassis.postgres import create_database
-from chassis.process import KERNEL_MIGRATIONS
 from chassis.refusals import Refused
 from services.backup import CLUSTER, run, unwritable
 from services.executor import keeping
 from services.executor.keeping import Settled
-from services.serve import TARGETS
 from services.supervisor import say, tell
+from services.versions import known_migrations
 
 
 def restore(arguments: Sequence[str]) -> int:
@@ -68,21 +67,6 @@ def restore(arguments: Sequence[str]) -> int:
     say("Settings by environment (FERMION_…) and options of `fermion up` are not in a backup.")
     say(f"Start it: FERMION_HOME={shlex.quote(str(home.root))} fermion up")
     return 0
-
-
-def known_migrations() -> dict[str, set[str]]:
-    """Every migration that this release has, by schema."""
-    kernel = _names(KERNEL_MIGRATIONS)
-    found = {}
-    for name, target in TARGETS.items():
-        folder = target.folder / "migrations"
-        found[name] = kernel | _names(folder / "state")
-        found[f"{name}_rows"] = _names(folder / "rows")
-    return found
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.sql")}
 
 
 @contextmanager

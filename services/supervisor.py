@@ -36,6 +36,7 @@ from chassis.refusals import Refused
 from chassis.telemetry import METRICS
 from services.executor.ground import cluster_uid, living
 from services.serve import TARGETS
+from services.versions import refuse_newer
 
 DEFAULT_PORT: Final = 7443
 COMMAND: Final = (sys.executable, "-m", "services")
@@ -172,6 +173,7 @@ class Supervisor:
             self._bring("postgres", self.postgres)
             if self.told is None:
                 asyncio.run(create_database(self.postgres.dsn_of("postgres"), "fermion"))
+                asyncio.run(refuse_newer(self.home, self.postgres.dsn))
             self._bring("nats", self.nats)
             deadline = time.monotonic() + READY_SECONDS_MAX
             while self.told is None and (waiting := self._waiting()):
@@ -329,6 +331,9 @@ def up(
         return Supervisor(home, postgres, nats, services).run()
     except Refused as refusal:
         tell(refusal)
+        return 1
+    except OSError as error:
+        tell(home.unusable(error))
         return 1
 
 

@@ -59,7 +59,7 @@ class Home:
             for part in FOLDERS:
                 self.path(part).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
 
     def own(self) -> None:
         """Have the folder, open to its owner alone, and nothing in it; refuse that of another."""
@@ -76,7 +76,7 @@ class Home:
                 )
             self.root.chmod(0o700)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
 
     def restored_from(self) -> str:
         """The backup of a restore that has not come to its end here; empty where there is none."""
@@ -85,7 +85,7 @@ class Home:
         except FileNotFoundError:
             return ""
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
 
     def whole(self) -> None:
         """Refuse a folder that a restore has left half (RESTORE_UNFINISHED)."""
@@ -105,7 +105,7 @@ class Home:
         try:
             file = self.path(LOCK).open("a+")
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         for left in reversed(range(HOLD_TRIES_MAX)):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +136,7 @@ class Home:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         with file:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -168,7 +168,8 @@ class Home:
             pid=holder.get("pid", ""),
         )
 
-    def _unusable(self, error: OSError) -> Refused:
+    def unusable(self, error: OSError) -> Refused:
+        """What to say where the folder cannot be read or written."""
         return Refused(
             "HOME_UNUSABLE",
             f"The state folder {self.root} cannot be used: {error.strerror} ({error.filename}).",

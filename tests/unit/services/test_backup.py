@@ -11,7 +11,8 @@ import pytest
 from chassis.embedded import Home
 from chassis.refusals import Refused
 from services.backup import placed
-from services.restore import known_migrations, taken
+from services.restore import taken
+from services.versions import known_migrations
 
 
 class Broken(Exception):
