@@ -19,7 +19,7 @@ from chassis.tail import Tail
 
 BOOKMARK_SECONDS: Final = 15.0
 # Readings of rows that those who come a moment later may share.
-READINGS_KEPT: Final = 64
+READINGS_KEPT: Final = 16
 
 Resource = TypeVar("Resource")
 Rows: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Resource]]]
@@ -128,17 +128,23 @@ class Watching(Generic[Resource]):
         if not asked.uids:
             return {}
         while (reading := self._rows.get(asked)) is not None:
-            # Who reads may be cancelled, as its caller goes; not those beside it.
             await asyncio.wait((reading,))
+            # Who reads may be cancelled, as its caller goes; not those beside it.
             if not reading.cancelled():
                 return reading.result()
         reading = self._rows[asked] = asyncio.get_running_loop().create_future()
         try:
             reading.set_result(await how(asked.uids))
-        finally:
-            if not reading.done():
+        except BaseException as error:
+            if self._rows.get(asked) is reading:
+                del self._rows[asked]
+            if isinstance(error, Exception):
+                # What cannot be read now is not asked for by each of them again.
+                reading.set_exception(error)
+                reading.exception()
+            else:
                 reading.cancel()
-                self._rows.pop(asked, None)
+            raise
         while len(self._rows) > READINGS_KEPT:
             self._rows.popitem(last=False)
         return reading.result()

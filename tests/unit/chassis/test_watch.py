@@ -73,6 +73,7 @@ class World:
     # How often rows were looked up; a lookup waits for this where there is one.
     asked: int = 0
     held: asyncio.Event | None = None
+    lost: Unavailable | None = None
     journal: Log = field(init=False)
     watching: Watching[int] = field(init=False)
 
@@ -107,6 +108,8 @@ class World:
         self.asked += 1
         if self.held is not None:
             await self.held.wait()
+        if self.lost is not None:
+            raise self.lost
         return {uid: self.rows[uid] for uid in uids if uid in self.rows}
 
     async def initial(self) -> Sequence[tuple[str, int]]:
@@ -231,6 +234,20 @@ async def test_a_watch_whose_reading_of_rows_is_broken_off_takes_none_with_it(
     await settled()
     world.held.set()
     assert shown(await second) == [(Kind.UPDATED, "a", 1)]
+
+
+async def test_rows_that_cannot_be_read_are_asked_for_once_and_all_hear_why(world: World) -> None:
+    world.held = asyncio.Event()
+    world.lost = Unavailable("DATABASE_UNAVAILABLE", "gone")
+    watches = [asyncio.create_task(take(world.watch(), 1)) for _ in range(3)]
+    await settled()
+    await world.change("a")
+    await settled()
+    world.held.set()
+    for one in watches:
+        with pytest.raises(Unavailable):
+            await one
+    assert world.asked == 1
 
 
 async def test_a_watch_that_is_not_taken_from_holds_little_and_misses_nothing(
