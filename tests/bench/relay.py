@@ -1,7 +1,11 @@
-"""How much of JetStream's rate of atomic batches the relay leaves over, and of its fetch a reader."""
+"""
+How much of JetStream's rate of atomic batches the relay leaves over, and of its fetch a reader; and how
+long a fact takes from its command to the rows of another service.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -13,9 +17,11 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from chassis.bus import BATCH_MAX, headers_of, stream_name, subject_of
+from chassis.envelope import Recorded
+from chassis.journal import Write
 from chassis.relay import Relay
 from fermion.api.journal import v1 as api
-from tests.bench.row import Row, beside, interleaved
+from tests.bench.row import Row, beside, interleaved, within
 from tests.sample import Gate, Service, Tallies, asked, lease_of, reading, running, serving, until
 from tests.servers import NatsServer
 
@@ -24,6 +30,10 @@ ROUNDS = 5
 FETCH = 500
 RELAY_GOAL = 0.8
 READER_GOAL = 0.75
+# Commands a second, and for how long; at the most they may take to the rows, at the higher rate.
+PACES = (100, 400)
+PACE_SECONDS = 10
+P50_GOAL_MS, P99_GOAL_MS = 3.0, 15.0
 JOURNAL = "other/0"
 
 
@@ -48,6 +58,7 @@ async def rounds(dsn: str, server: NatsServer) -> list[Row]:
             },
             ROUNDS,
         )
+        taken = {pace: sorted(await _end_to_end(other, sample, pace)) for pace in PACES}
     batches = f"atomic batches of {BATCH_MAX} from memory"
     fetched = "nats-py's fetch without a fold"
     return [
@@ -70,6 +81,12 @@ async def rounds(dsn: str, server: NatsServer) -> list[Row]:
             "raw fetch",
             fetched,
             READER_GOAL,
+        ),
+        *(
+            within(f"rows p{share} {pace}", f"command to another's rows, {pace}/s", one, "ms", goal)
+            for pace, found in taken.items()
+            for share, goal in ((50, P50_GOAL_MS), (99, P99_GOAL_MS))
+            for one in (found[len(found) * share // 100],)
         ),
     ]
 
@@ -145,6 +162,56 @@ async def _read(other: Service, sample: Service) -> float:
     async with reading(sample, Tallies(), Gate(other.journal, away=True), sample.bus) as reader:
         assert await reader.reached(FACTS, 60)
         return FACTS / (time.perf_counter() - began)
+
+
+class Timed(Tallies):
+    """Counts facts into rows, and keeps when each was durable there."""
+
+    name = "sample/timed"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: dict[int, float] = {}
+        self._positions: list[int] = []
+
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Count them."""
+        self._positions = [fact.position for fact in facts]
+        return super().write(facts)
+
+    def written(self) -> None:
+        """They are committed."""
+        now = time.perf_counter()
+        self.at.update(dict.fromkeys(self._positions, now))
+
+
+async def _end_to_end(other: Service, sample: Service, pace: int) -> list[float]:
+    """Milliseconds from each command, said at a steady pace, to the commit of another service's row."""
+    await _empty_stream(other)
+    lease, timed = lease_of(other.database, f"relay {uuid.uuid4().hex}"), Timed()
+    await lease.renew()
+    relay = Relay(other.journal, other.bus, lease)
+    head = await other.head()
+    began: dict[int, float] = {}
+
+    async def say(number: int) -> None:
+        at = time.perf_counter()
+        done = await other.say(asked(f"paced_{head}_{number}"))
+        began[done.position] = at
+
+    async with (
+        running(lease.run(), relay.run()),
+        reading(sample, timed, Gate(other.journal), sample.bus) as reader,
+    ):
+        await until(lambda: relay.position >= head and reader.position >= head, "it is at the end")
+        first = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(pace * PACE_SECONDS):
+                await asyncio.sleep(max(0.0, first + number / pace - time.perf_counter()))
+                group.create_task(say(number))
+        last = max(began)
+        await until(lambda: reader.position >= last, "all is folded")
+    return [(timed.at[position] - at) * 1000 for position, at in began.items()]
 
 
 async def _empty_stream(other: Service) -> None:

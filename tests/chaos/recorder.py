@@ -28,17 +28,24 @@ def main(replicas: Path, output: Path) -> None:
     seen: set[tuple[str, str, int]] = set()
     looked = 0.0
     with output.open("a", buffering=1) as file:
-        while True:
-            for descriptor, _ in poller.poll(LOOK_SECONDS * 1000):
+
+        def wait(seconds: float) -> None:
+            """Write down what ends in so long."""
+            for descriptor, _ in poller.poll(seconds * 1000):
                 at = time.time_ns()
                 name, uid, ordinal = watched.pop(descriptor)
                 poller.unregister(descriptor)
                 os.close(descriptor)
                 file.write(f"{name} {uid} {ordinal} {at}\n")
+
+        while True:
+            wait(LOOK_SECONDS)
             if time.monotonic() < looked + LOOK_SECONDS:
                 continue
             looked = time.monotonic()
             for folder in replicas.iterdir() if replicas.exists() else ():
+                # There may be hundreds, and what ends meanwhile ended now.
+                wait(0)
                 try:
                     record = shim.read_record(str(folder))
                     uid = shim.Words(shim.read_file(str(folder / "spec"))).one("uid")
