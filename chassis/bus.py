@@ -72,6 +72,8 @@ class Tail:
 
     first: int
     last: int
+    # Messages that are not there, between the first and the last: a block of its file was damaged.
+    missing: int = 0
 
     @property
     def empty(self) -> bool:
@@ -191,8 +193,9 @@ class Bus:
             return None
         state = found["state"]
         assert isinstance(state, dict)
-        last = int(state["last_seq"])
-        return Tail(int(state["first_seq"]) if state["messages"] else last + 1, last)
+        count, last = int(state["messages"]), int(state["last_seq"])
+        first = int(state["first_seq"]) if count else last + 1
+        return Tail(first, last, last - first + 1 - count)
 
     async def message(self, journal: str, sequence: int) -> api.Record | None:
         """Read one message from the stream's leader; None where there is none, or Foreign."""

@@ -146,6 +146,12 @@ class Relay:
             )
         if not tail.empty:
             await self._compare(tail.last, head.epoch)
+        if tail.missing:
+            _log.warning(
+                "the stream of %s lacks %d facts in its midst; filling it anew", name, tail.missing
+            )
+            await self._bus.delete_stream(name)
+            return await self._resume()
         self.halted = ""
         if not self._kept:
             await self._keep()

@@ -206,7 +206,7 @@ def judge(scene: Scene, report: Report, outside: Path, words: Path) -> None:
     answers: list[str] = []
 
     def audited() -> bool:
-        answer = stand.stage.cli("audit", "-o", "wide")
+        answer = stand.stage.cli("audit")
         answers[:] = [answer.out + answer.err]
         return answer.code == 0
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from typing import cast
 
 import pytest
 
 from chassis import relay as relays
 from chassis import store
-from chassis.bus import Bus, OutOfSequence, Tail
+from chassis.bus import Away, Bus, OutOfSequence, Tail
 from chassis.embedded import Nats
 from chassis.lineage import begin
 from chassis.log_service import Hosted, JournalServicer
@@ -34,6 +36,8 @@ from tests.sample import (
 from tests.servers import NatsServer
 
 JOURNAL = "other/0"
+# So many that NATS keeps them in several files.
+BLOCKS_FACTS = 20_000
 
 
 async def say(service: Service, count: int, start: int = 0) -> None:
@@ -123,6 +127,34 @@ async def test_a_stream_that_was_deleted_is_filled_again_while_nothing_is_said(
             return await other.bus.tail(JOURNAL) == Tail(1, 300)
 
         await until(filled, "the stream is filled again")
+        await assert_whole(other, other.bus)
+
+
+async def test_a_stream_that_lost_facts_in_its_midst_is_filled_anew(
+    database: str, own_server: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "QUIET_SECONDS", 0.2)
+    server = NatsServer(own_server.url, own_server.keys)
+    async with serving(database, server, "other") as other:
+        for start in range(0, BLOCKS_FACTS, 500):
+            await other.say(*(asked(f"inst_{start + number}") for number in range(500)))
+        await copied(other, BLOCKS_FACTS)
+        own_server.stop()
+        first, *more = sorted(own_server.home.glob("store/**/FERMION_other_0/msgs/*.blk"))
+        assert more, "it has but one block"
+        os.truncate(first, first.stat().st_size // 2)
+        for index in own_server.home.glob("store/**/FERMION_other_0/msgs/index.db"):
+            index.unlink()
+        own_server.start()
+        own_server.wait_ready()
+        assert await other.bus.wait_ready(10)
+
+        async def filled() -> bool:
+            with suppress(Away):
+                return await other.bus.tail(JOURNAL) == Tail(1, BLOCKS_FACTS)
+            return False
+
+        await until(filled, "the stream is whole again")
         await assert_whole(other, other.bus)
 
 
