@@ -37,7 +37,7 @@ down: setup ## Stop a platform that runs
 	@$(BIN)/fermion down
 
 test: setup ## Run the tests (ten to fifteen minutes on two cores)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(TESTS)
 
 test-all: test ## Also the slow tiers
 	@[ -z "$(SLOW)" ] || $(BIN)/python -m pytest $(SLOW)
