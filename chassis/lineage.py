@@ -9,7 +9,8 @@ from pathlib import Path
 
 from chassis.bus import Away, Bus, Foreign, Tail
 from chassis.command import must_be_the_same
-from chassis.embedded.bundle import FULL, JournalKept
+from chassis.embedded.bundle import JournalKept
+from chassis.embedded.home import FULL
 from chassis.envelope import Meta
 from chassis.feed import Feed
 from chassis.journal import Command, Head, Remembered, Request, Stale

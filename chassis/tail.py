@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from chassis.journal import Journal, Page
@@ -19,7 +20,8 @@ LOOK_SECONDS: Final = 15.0
 HELD_BYTES_MAX: Final = 2 * 2**20
 # Of a fact beside its own bytes.
 FACT_BYTES: Final = 1024
-# So many go on at a time, and then everybody else has this long: each costs a message or more.
+# So many of a project go on at a time, each at the cost of a message or more; then everybody else has this
+# long.
 TOLD_AT_ONCE: Final = 8
 PAUSE_SECONDS: Final = 0.004
 
@@ -76,7 +78,8 @@ class Tail:
     Reads a journal as long as somebody follows it, and gives each page to those whose project is in it.
 
     One that takes its pages too slowly is let go of, and reads for itself until it has caught up: what
-    is kept for it is bounded. Where the journal cannot be read, all who follow it hear why.
+    is kept for it is bounded. Where thousands follow one project, those of the others do not wait until
+    all of them have heard. Where the journal cannot be read, all who follow it hear why.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -87,20 +90,28 @@ class Tail:
         self.nothing = Page((), 0, 0)
         # Counts how often it began somewhere else.
         self._beginning = 0
+        # Who has something to hear, by project.
+        self._due: dict[str | None, dict[Follower, None]] = {}
+        self._any_due = asyncio.Event()
 
     async def run(self) -> None:
         """Read for all who follow, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_on(), name="tail reads")
+            group.create_task(self._tell(), name="tail tells")
+
+    async def _read_on(self) -> None:
         while True:
             await self._wanted.wait()
             beginning, after = self._beginning, self.nothing.head
             try:
                 page = await self.read(after)
             except Refused as error:
-                await self._tell(self._let_go(error))
+                self._let_go(error)
                 continue
             if beginning != self._beginning:
                 continue
-            await self._tell(self._share(page))
+            self._share(page)
             if len(page.records) < PAGE_MAX:
                 with suppress(Refused):
                     # Who cannot look hears why when it reads.
@@ -148,11 +159,10 @@ class Tail:
         if not self._followers:
             self._wanted.clear()
 
-    def _share(self, page: Page) -> list[Follower]:
-        """Give a page to all whom it is for, at one go; it tells who they are."""
+    def _share(self, page: Page) -> None:
+        """Give a page to all whom it is for, at one go."""
         anew = page.epoch != self.nothing.epoch
         self.nothing = replace(page, records=())
-        told: list[Follower] = []
         for project, followers in list(self._followers.items()):
             records = page.records
             if project is not None:
@@ -163,22 +173,33 @@ class Tail:
             for follower in list(followers):
                 if not follower.push(part):
                     self._leave(follower)
-                told.append(follower)
-        return told
+                self._is_due(follower)
 
-    def _let_go(self, error: Refused) -> list[Follower]:
+    def _let_go(self, error: Refused) -> None:
         """Let all hear why there is nothing more; they begin anew by themselves."""
-        told = [one for followers in self._followers.values() for one in followers]
-        for follower in told:
+        for follower in [one for followers in self._followers.values() for one in followers]:
             follower.failure = error
             self._leave(follower)
-        return told
+            self._is_due(follower)
 
-    async def _tell(self, followers: list[Follower]) -> None:
-        for number, follower in enumerate(followers, 1):
-            follower.told.set()
-            if number % TOLD_AT_ONCE == 0:
+    def _is_due(self, follower: Follower) -> None:
+        self._due.setdefault(follower.project, {})[follower] = None
+        self._any_due.set()
+
+    async def _tell(self) -> None:
+        """Wake who has something to hear, some of each project in turn."""
+        while True:
+            await self._any_due.wait()
+            for project, followers in list(self._due.items()):
+                for follower in list(islice(followers, TOLD_AT_ONCE)):
+                    del followers[follower]
+                    follower.told.set()
+                if not followers:
+                    del self._due[project]
+            if self._due:
                 await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                self._any_due.clear()
 
 
 def _size(page: Page) -> int:

@@ -22,7 +22,6 @@ from chassis.embedded import Home, Postgres, default_home, spawn
 from chassis.embedded.bundle import (
     DATABASE,
     FILES,
-    FULL,
     JournalKept,
     Manifest,
     Pack,
@@ -30,6 +29,7 @@ from chassis.embedded.bundle import (
     seal,
     sync_folder,
 )
+from chassis.embedded.home import FULL
 from chassis.embedded.postgres import find_binaries
 from chassis.refusals import Refused
 from fermion import __version__

@@ -333,6 +333,8 @@ def up(
         tell(refusal)
         return 1
     except OSError as error:
+        if not home.lacks(error):
+            raise
         tell(home.unusable(error))
         return 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -21,8 +20,6 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 DATABASE: Final = "database.dump"
 FILES: Final = "files.tar"
-# What the system says where there is no room.
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What is so small is read in one go, so that it is of one moment.
 SMALL_BYTES_MAX: Final = 1024 * 1024
 CHUNK_BYTES: Final = 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ HOLD_PAUSE_SECONDS: Final = 0.02
 # There as long as a restore into the folder has not come to its end; names the backup.
 RESTORING: Final = "restoring"
 LOCK: Final = "lock"
+# What the system says where there is no room.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def default_home() -> Path:
@@ -168,11 +171,17 @@ class Home:
             pid=holder.get("pid", ""),
         )
 
+    def lacks(self, error: OSError) -> bool:
+        """Whether an error is of this folder: a file in it, or the room that there is."""
+        named = isinstance(error.filename, str | Path)
+        return error.errno in FULL or (named and Path(error.filename).is_relative_to(self.root))
+
     def unusable(self, error: OSError) -> Refused:
         """What to say where the folder cannot be read or written."""
         return Refused(
             "HOME_UNUSABLE",
-            f"The state folder {self.root} cannot be used: {error.strerror} ({error.filename}).",
+            f"The state folder {self.root} cannot be used: {error.strerror}"
+            f"{f' ({error.filename})' if error.filename else ''}.",
             next_step="Name another folder in FERMION_HOME, or make this one yours.",
             folder=str(self.root),
         )

@@ -12,8 +12,6 @@ import asyncpg
 import grpc.aio
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from chassis.embedded import Postgres
 from fermion.api.executor import v1 as executor
@@ -22,6 +20,7 @@ from fermion.api.instances import v1 as api
 from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
 from fermion.api.workload import v1 as workload
 from tests.fuzz.conftest import Ground
+from tests.fuzz.wire import Answer, refusal
 from tests.stage import TINY, Stage, staged
 
 WATCHERS: Final = 10_000
@@ -232,7 +231,7 @@ def test_a_full_commit_queue_says_when_to_ask_again_and_loses_nothing(
 async def _full_queue(stage: Stage) -> None:
     metadata = (("authorization", f"Bearer {stage.token}"),)
     full = asyncio.Event()
-    refused: list[tuple[str, str, float]] = []
+    refused: list[Answer] = []
 
     async def create(number: int, channel: grpc.aio.Channel) -> None:
         """Ask until it is done, as a client does."""
@@ -246,12 +245,12 @@ async def _full_queue(stage: Stage) -> None:
             try:
                 await InstanceServiceStub(channel).CreateInstance(request, metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                refused.append((error.code().name, *_told(error)))
+                refused.append(refusal(error))
             else:
                 return
-            if refused[-1][1] == "COMMIT_QUEUE_FULL":
+            if refused[-1].reason == "COMMIT_QUEUE_FULL":
                 full.set()
-            await asyncio.sleep(refused[-1][2])
+            await asyncio.sleep(refused[-1].retry_ms / 1000)
 
     dsn = Postgres(stage.home / "postgres").dsn
     async with (
@@ -267,18 +266,7 @@ async def _full_queue(stage: Stage) -> None:
         for number in range(ASKED):
             group.create_task(create(number, channels[number % len(channels)]))
         await full.wait()
-    assert {(code, reason) for code, reason, _ in refused} == {
+    assert {(one.code, one.reason) for one in refused} == {
         ("RESOURCE_EXHAUSTED", "COMMIT_QUEUE_FULL")
     }
-    assert all(seconds > 0 for _, _, seconds in refused)
-
-
-def _told(error: grpc.aio.AioRpcError) -> tuple[str, float]:
-    """The reason of a refusal, and after how many seconds to ask again."""
-    status = rpc_status.from_call(error)
-    assert status is not None, error
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(retry)
-    return info.reason, retry.retry_delay.ToTimedelta().total_seconds()
+    assert all(one.retry_ms > 0 for one in refused)

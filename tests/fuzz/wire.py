@@ -100,7 +100,7 @@ class Wire:
                 unary = self.channel.unary_unary(path)
                 responses.append(await unary(body, metadata=headers, timeout=SECONDS_MAX))
         except grpc.aio.AioRpcError as error:
-            return _refusal(error, responses)
+            return refusal(error, responses)
         return Answer("OK", responses=tuple(responses))
 
 
@@ -126,7 +126,8 @@ async def _listen(
         call.cancel()
 
 
-def _refusal(error: grpc.aio.AioRpcError, responses: Sequence[bytes]) -> Answer:
+def refusal(error: grpc.aio.AioRpcError, responses: Sequence[bytes] = ()) -> Answer:
+    """What a refusal says, beside what had been answered before it."""
     status = rpc_status.from_call(error)
     details = [] if status is None else status.details
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()

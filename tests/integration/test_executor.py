@@ -28,7 +28,9 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
-from services.executor import keeping
+from services.executor import keeping, limits
+from services.executor.cluster_local import LocalCluster
+from services.executor.ground import Ground
 from tests.clusters import end
 from tests.integration.platform import Platform, running, until
 from tests.servers import CLUSTER, NatsServer
@@ -111,6 +113,15 @@ def place(fact: Message) -> Place:
             raise TypeError(fact.DESCRIPTOR.full_name)
 
 
+def cluster_in(folder: Path) -> Path:
+    """The folder of a cluster with control groups of its own: other tests have clusters of its uid."""
+    root = folder / "cluster"
+    root.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), (root / keeping.GROUPS).open("x") as groups:
+        groups.write(secrets.token_hex(4))
+    return root
+
+
 @asynccontextmanager
 async def executing(
     dsn: str, nats: NatsServer, folder: Path, *, stays: bool = False
@@ -118,10 +129,7 @@ async def executing(
     """A platform of projects, a scheduler without declarations, and an executor; what runs may stay."""
     home = Home(folder)
     home.prepare()
-    (folder / "cluster").mkdir(exist_ok=True)
-    with suppress(FileExistsError), (folder / "cluster" / keeping.GROUPS).open("x") as groups:
-        # Other tests have clusters of the same uid beside this one.
-        groups.write(secrets.token_hex(4))
+    cluster_in(folder)
     Keys.prepare(home, SERVICES)
     settings = {
         "FERMION_PROJECTS_CLUSTERS": CLUSTER,
@@ -244,6 +252,21 @@ async def test_a_program_that_ends_is_stated_from_its_start_to_its_end(stage: St
     assert began - timedelta(seconds=1) <= start <= end <= datetime.now(UTC)
     assert started.subject.owner == OWNER
     assert [chunk.data for chunk in await stage.printed()] == [b"hello\n"]
+
+
+async def test_what_an_executor_made_and_could_not_accept_any_more_is_accepted_before_it_runs(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    home, said = tmp_path / "home", work(*python("pass"))
+    root = cluster_in(home)
+    held = limits.probe(keeping.group_name(root, CLUSTER))
+    # As a kill -9 behind it leaves it.
+    await LocalCluster(Ground(root, CLUSTER, "here", held), str).apply(said, {"": 1})
+    async with executing(database, nats_server, home) as stage:
+        await stage.say(admitted(said))
+        await stage.stated("WorkloadFinished")
+        names = await stage.names()
+        assert names.index("WorkloadAccepted") < names.index("ReplicaScheduled")
 
 
 async def test_a_revocation_drains_and_nothing_is_left_of_it(stage: Stage) -> None:

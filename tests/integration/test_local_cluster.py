@@ -411,6 +411,24 @@ async def test_a_process_of_another_cluster_is_left_alone(stand: OnThisMachine) 
     other.wait()
 
 
+async def test_a_replica_whose_group_was_taken_away_goes_on_and_ends_as_ever(
+    stand: OnThisMachine,
+) -> None:
+    if not stand.ground.limits.bases:
+        pytest.skip("there are no control groups here")
+    wanted, uid = await running(stand)
+    for path in map(Path, stand.ground.limits.groups(stand.folder(uid).path.name)):
+        for pid in (path / "cgroup.procs").read_text().split():
+            (path.parent.parent / "cgroup.procs").write_text(pid)
+        path.rmdir()
+    os.kill(main_of(stand, uid), signal.SIGKILL)
+    (run,) = (await ran(stand, wanted)).runs
+    assert run.end is not None
+    # Its shim has seen it, and did not end with it.
+    assert run.end.evidence == api.EVIDENCE_CLASS_RECORDED
+    assert run.signal == signal.SIGKILL
+
+
 async def test_a_group_of_nobody_is_taken_away(stand: OnThisMachine) -> None:
     if not stand.ground.limits.bases:
         pytest.skip("there are no control groups here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -56,6 +57,17 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     assert refusal.value.reason == "HOME_UNUSABLE"
     assert str(tmp_path / "home") in refusal.value.message
     assert "FERMION_HOME" in refusal.value.next_step
+
+
+def test_what_a_folder_lacks_is_told_from_other_faults(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.lacks(OSError(errno.ENOSPC, "No space left on device"))
+    assert home.lacks(OSError(errno.EROFS, "Read-only", str(tmp_path / "keys" / "x")))
+    assert not home.lacks(OSError(errno.EROFS, "Read-only", "/elsewhere"))
+    assert not home.lacks(OSError(errno.EADDRINUSE, "Address already in use"))
+    assert home.unusable(OSError(errno.ENOSPC, "No space left")).message.endswith(
+        "cannot be used: No space left."
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder of somebody else")

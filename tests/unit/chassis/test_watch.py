@@ -222,6 +222,25 @@ async def test_many_watches_read_what_is_new_once(world: World) -> None:
     assert world.journal.reads <= 4
 
 
+async def test_who_watches_something_small_does_not_wait_until_thousands_have_heard(
+    world: World,
+) -> None:
+    told: list[str] = []
+
+    async def hears(project: str) -> None:
+        await take(world.watch(project=project), 1)
+        told.append(project)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20 * tail.TOLD_AT_ONCE):
+            group.create_task(hears("big"))
+        group.create_task(hears("small"))
+        await settled()
+        await world.change("a", "big")
+        await world.change("b", "small")
+    assert told.index("small") < len(told) // 2
+
+
 async def test_a_watch_whose_reading_of_rows_is_broken_off_takes_none_with_it(
     world: World,
 ) -> None:
