@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Protocol
 
-from chassis.bus import Away, Bus
+from chassis.bus import Away, Bus, Foreign
 from chassis.envelope import Recorded, Registry, from_record
 from chassis.journal import Page
 from chassis.refusals import Unavailable
@@ -195,7 +195,11 @@ class Feed:
             return False
         if tail.last <= page.head:
             return False
-        last = await bus.message(self.journal, tail.last)
+        try:
+            last = await bus.message(self.journal, tail.last)
+        except Foreign:
+            # What it has more is no fact at all.
+            return True
         return last is not None and last.epoch == page.epoch
 
     async def _behind(self, position: int, epoch: int) -> bool:

@@ -474,6 +474,26 @@ async def test_a_new_reader_of_a_restored_journal_reads_it_from_the_start(
             assert (row["epoch"], row["passed_over"]) == (2, 20)
 
 
+async def test_a_stream_that_ends_with_what_is_no_fact_leaves_its_readers_with_the_log(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with (
+        serving(database, nats_server, "other", relayed=False) as other,
+        serving(database, nats_server, "sample") as sample,
+    ):
+        await other.say(asked("inst_1"), asked("inst_2"))
+        assert await other.bus.wait_ready(5)
+        await other.bus.create_stream(JOURNAL, 1)
+        for garbage in (b"", b"\xff" * 100, b"{}", bytes(100_000)):
+            await other.bus._client.publish("fermion.other.0.acme.Any", garbage)
+        await other.bus._client.flush()
+        async with reading(sample, Answers(), Gate(other.journal), sample.bus) as reader:
+            await reached(reader, other)
+            await other.say(asked("inst_3"))
+            await reached(reader, other)
+        assert len(await sample.facts()) == 3
+
+
 async def test_who_decided_on_a_lost_tail_halts_until_accepted_and_reads_what_stands_there_now(
     database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
