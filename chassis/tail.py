@@ -15,6 +15,7 @@ from chassis.refusals import Refused
 
 # Small: a fact may have a quarter of a megabyte, and each that is behind reads a page of its own.
 PAGE_MAX: Final = 20
+READERS_MAX: Final = 2
 LOOK_SECONDS: Final = 15.0
 # What is kept for a follower that takes nothing; what is more it reads again by itself.
 HELD_BYTES_MAX: Final = 2 * 2**20
@@ -90,6 +91,8 @@ class Tail:
         self.nothing = Page((), 0, 0)
         # Counts how often it began somewhere else.
         self._beginning = 0
+        # However many are behind, no more pages than this are in memory for them.
+        self._readers = asyncio.Semaphore(READERS_MAX)
         # Who has something to hear, by project.
         self._due: dict[str | None, dict[Follower, None]] = {}
         self._any_due = asyncio.Event()
@@ -121,7 +124,8 @@ class Tail:
         """A page of all that was said after a position; it may wait so long for something to be said."""
         if seconds:
             await self._journal.grown(after, seconds)
-        page = await self._journal.read(after, PAGE_MAX)
+        async with self._readers:
+            page = await self._journal.read(after, PAGE_MAX)
         last = page.records[-1].position if page.records else after
         whole = len(page.records) < PAGE_MAX
         return replace(page, head=max(last, page.head) if whole else last)

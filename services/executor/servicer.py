@@ -42,6 +42,43 @@ CHANGES: Final = {
 }
 
 
+class Outbox:
+    """
+    Chunks of a log that were read and not sent, each with the place behind it.
+
+    So many, and so many bytes, and no more: whoever reads on waits until they are taken.
+    """
+
+    def __init__(self) -> None:
+        self._ready: list[tuple[api.LogChunk, int]] = []
+        self._bytes = 0
+        self._closed = False
+        self._some, self._room = asyncio.Event(), asyncio.Event()
+
+    async def put(self, chunk: api.LogChunk, place: int) -> None:
+        """Add one, once there is room."""
+        while len(self._ready) >= CHUNKS_MAX or self._bytes >= CHUNK_BYTES_MAX:
+            self._room.clear()
+            await self._room.wait()
+        self._ready.append((chunk, place))
+        self._bytes += len(chunk.data)
+        self._some.set()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._closed = True
+        self._some.set()
+
+    async def take(self) -> list[tuple[api.LogChunk, int]]:
+        """All that waits, or what comes next; nothing where nothing more comes."""
+        while not self._ready and not self._closed:
+            self._some.clear()
+            await self._some.wait()
+        ready, self._ready, self._bytes = self._ready, [], 0
+        self._room.set()
+        return ready
+
+
 class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
     """Every RPC of `RuntimeService`; who may call has been checked before."""
 
@@ -106,8 +143,8 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
         since = (
             request.since_time.ToDatetime(tzinfo=UTC) if request.HasField("since_time") else None
         )
-        # With the place behind each: what waits here has not been sent, so no token counts it yet.
-        queue: asyncio.Queue[tuple[api.LogChunk, int] | None] = asyncio.Queue(CHUNKS_MAX)
+        # What waits here has not been sent, so no token counts it yet.
+        outbox = Outbox()
 
         async def read(replica: api.Replica) -> None:
             run = replica.run - 1 if request.previous else None
@@ -119,30 +156,19 @@ class RuntimeServicer(service_pb2_grpc.RuntimeServiceServicer):
             )
             async for entry in entries:
                 if since is None or entry.at >= since:
-                    await queue.put((_chunk(replica.uid, entry), entry.offset))
+                    await outbox.put(_chunk(replica.uid, entry), entry.offset)
 
         async def read_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
                     for replica in replicas:
                         group.create_task(read(replica), name=f"logs of {replica.uid}")
-            except Exception:
-                await queue.put(None)
-                raise
-            # Not where it is cancelled: nobody takes anything out any more then.
-            await queue.put(None)
+            finally:
+                outbox.close()
 
         reading = asyncio.create_task(read_all(), name="logs")
         try:
-            while (upcoming := await queue.get()) is not None:
-                ready, size = [upcoming], len(upcoming[0].data)
-                while len(ready) < CHUNKS_MAX and size < CHUNK_BYTES_MAX and not queue.empty():
-                    more = queue.get_nowait()
-                    if more is None:
-                        queue.put_nowait(None)
-                        break
-                    ready.append(more)
-                    size += len(more[0].data)
+            while ready := await outbox.take():
                 places.update((chunk.replica_uid, place) for chunk, place in ready)
                 chunks = [chunk for chunk, _ in ready]
                 yield api.StreamLogsResponse(chunks=chunks, resume_token=_token(places))

@@ -20,7 +20,7 @@ from fermion.api.instances import v1 as api
 from fermion.api.instances.v1.service_pb2_grpc import InstanceServiceStub
 from fermion.api.workload import v1 as workload
 from tests.fuzz.conftest import Ground
-from tests.fuzz.wire import Answer, refusal
+from tests.fuzz.wire import Answer, Metadata, refusal
 from tests.stage import TINY, Stage, staged
 
 WATCHERS: Final = 10_000
@@ -30,10 +30,11 @@ OPENING_MAX: Final = 100
 SECONDS_MAX: Final = 60.0
 # What a watch that waits may hold: its call, its tasks and its timer.
 WATCHER_BYTES_MAX: Final = 64 * 1024
-# Streams that nobody reads, and what a service may take for all of them and for one that is read: a sixth
-# of what they are told of changes, and a twentieth of what the objects of their lines of a log would take.
-UNREAD: Final = 10
-SLOW_BYTES_MAX: Final = 128 * 2**20
+# Streams that nobody reads, and what a service may take for each of them in a round that tells each a
+# hundred megabytes of objects. So many, because what the allocator keeps of everything else is as much as
+# some of them would.
+UNREAD: Final = 40
+SLOW_BYTES_MAX: Final = 12 * 2**20
 POOL: Final = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 CHANGES: Final = 200
 # Changes that may wait, and that are asked for.
@@ -131,9 +132,22 @@ def test_a_watch_that_nobody_reads_holds_little_and_hinders_nobody(ground: Groun
     ground.wire.run(_unread_watch(ground))
 
 
+async def enlarge(stub: InstanceServiceStub, metadata: Metadata, first: int) -> None:
+    """Make changes that tell each watch 48 MB, which takes twice as much where it is kept."""
+    for number in range(first, first + CHANGES):
+        env = [workload.EnvVar(name=f"WORDS_{one}", value="x" * 30_000) for one in range(8)]
+        instance = api.Instance(name=f"{BUSY}/instances/one", description=str(number))
+        instance.spec.env.extend(env)
+        request = api.UpdateInstanceRequest(
+            instance=instance, update_mask=FieldMask(paths=["description", "spec.env"])
+        )
+        await stub.UpdateInstance(request, metadata=metadata, timeout=SECONDS_MAX)
+
+
 async def _unread_watch(ground: Ground) -> None:
     metadata, service = ground.metadata("admin"), ground.service()
     async with connected(ground.stage.address, 3) as (slow, quick, other):
+        stub = InstanceServiceStub(other)
         asked = api.WatchInstancesRequest(parent=BUSY)
         unread = [
             InstanceServiceStub(slow).WatchInstances(asked, metadata=metadata)
@@ -143,30 +157,25 @@ async def _unread_watch(ground: Ground) -> None:
             await call.initial_metadata()
         reader = InstanceServiceStub(quick).WatchInstances(asked, metadata=metadata)
         await reader.initial_metadata()
-        stub, before = InstanceServiceStub(other), service.memory_info().rss
-        # Each of them is told 48 MB, and takes twice as much where it is kept.
-        for number in range(CHANGES):
-            env = [workload.EnvVar(name=f"WORDS_{one}", value="x" * 30_000) for one in range(8)]
-            asked_for = api.Instance(name=f"{BUSY}/instances/one", description=str(number))
-            asked_for.spec.env.extend(env)
-            request = api.UpdateInstanceRequest(
-                instance=asked_for, update_mask=FieldMask(paths=["description", "spec.env"])
-            )
-            await stub.UpdateInstance(request, metadata=metadata, timeout=SECONDS_MAX)
+        await enlarge(stub, metadata, 0)
+        # What commits, copies and folds so much takes its part whoever watches, and each of those that
+        # nobody reads has come to where it waits. What is told from now on may be kept by none.
+        before = service.memory_info().rss
+        await enlarge(stub, metadata, CHANGES)
         async with asyncio.timeout(SECONDS_MAX):
             async for response in reader:
-                if response.instance.description == str(CHANGES - 1):
+                if response.instance.description == str(2 * CHANGES - 1):
                     break
         held = service.memory_info().rss - before
         async with asyncio.timeout(SECONDS_MAX):
             for call in unread:
                 seen = [-1]
-                while seen[-1] != CHANGES - 1:
+                while seen[-1] != 2 * CHANGES - 1:
                     seen.append(int((await call.read()).instance.description))
                 assert seen == sorted(seen)
         for call in (reader, *unread):
             call.cancel()
-    assert held < SLOW_BYTES_MAX, held
+    assert held < UNREAD * SLOW_BYTES_MAX, held
 
 
 def test_a_log_that_nobody_reads_holds_little_and_hinders_nobody(ground: Ground) -> None:
@@ -199,12 +208,14 @@ async def _unread_log(ground: Ground) -> None:
         ]
         for call in unread:
             await call.initial_metadata()
-        before = service.memory_info().rss
         reader = RuntimeServiceStub(quick).StreamLogs(asked, metadata=metadata)
-        whole = 0
+        whole = before = 0
         async with asyncio.timeout(SECONDS_MAX):
             async for response in reader:
                 whole += sum(len(chunk.data) for chunk in response.chunks)
+                if not before and whole > LINES:
+                    # Each of the others has come to where it waits.
+                    before = service.memory_info().rss
                 if any(b"line %d " % (LINES - 1) in chunk.data for chunk in response.chunks):
                     break
         await relabel(ground, InstanceServiceStub(other), BUSY, "between")
@@ -212,7 +223,7 @@ async def _unread_log(ground: Ground) -> None:
         for call in (reader, *unread):
             call.cancel()
     assert whole > 10 * 2**20
-    assert held < SLOW_BYTES_MAX, held
+    assert held < UNREAD * SLOW_BYTES_MAX, held
 
 
 def test_a_full_commit_queue_says_when_to_ask_again_and_loses_nothing(
