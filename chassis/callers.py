@@ -168,6 +168,7 @@ class Callers:
             except NewLineage as new:
                 _log.warning("the projects journal is of epoch %d now; reading it anew", new.epoch)
                 self._begin()
+                self._tell()
             except LostTail:
                 await asyncio.sleep(LOST_TAIL_SECONDS)
 
@@ -182,11 +183,14 @@ class Callers:
         # Before the owner has answered once, the head is not known.
         if self._feed.heard and self.position >= self._feed.head:
             self.ready.set()
+        self._tell()
+
+    def _tell(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def moved(self) -> None:
-        """Return when more of the journal has been folded."""
+        """Return when more of the journal has been folded, or it is read anew."""
         await self._moved.wait()
 
     async def reached(self, position: int, seconds: float) -> bool:

@@ -206,6 +206,7 @@ class Process:
             self._show(part, group)
         self.server = self._make_server()
         await self.server.start()
+        self.begin(self.server.tell_health(), "health", group)
         names = ", ".join(part.target.name for part in self._parts)
         _log.info("%s ready on port %d", names, self.server.port)
 

@@ -405,6 +405,7 @@ class Server:
     """One gRPC server for all of a process's services, dispatched by their names."""
 
     def __init__(self, door: Door, mounts: Iterable[Mount], listen: str, traced: bool) -> None:
+        self._callers = door.callers
         self._health = health.aio.HealthServicer()
         self._gatekeeper = Gatekeeper(door)
         interceptors: list[grpc.aio.ServerInterceptor] = [self._gatekeeper]
@@ -442,14 +443,26 @@ class Server:
             raise listening.taken(LISTEN, listen) from error
 
     async def start(self) -> None:
-        """Open the port and say that every service is there."""
+        """Open the port; that anything serves is said by `tell_health`."""
+        await self._tell(serving=False)
         await self._server.start()
-        await self.tell(health_pb2.HealthCheckResponse.SERVING)
 
-    async def tell(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        """Say of every service, and of the whole, that it serves or does not."""
+    async def tell_health(self) -> None:
+        """
+        Say that every service serves while it is known who may do what; until cancelled.
+
+        Before, and while the callers are read anew, all but a few calls are refused.
+        """
+        while True:
+            serving = self._callers.ready.is_set()
+            await self._tell(serving)
+            while self._callers.ready.is_set() == serving:
+                await self._callers.moved()
+
+    async def _tell(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
         for name in ("", *self.names):
-            await self._health.set(name, status)
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
         """Say that nothing serves, let running calls end, close."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.message import Message
@@ -13,9 +13,9 @@ from google.protobuf.message import Message
 from chassis import ids
 from chassis.callers import JOURNAL, Callers
 from chassis.clock import SystemClock
-from chassis.envelope import Meta, Registry
+from chassis.envelope import Meta, Recorded, Registry
 from chassis.feed import Feed
-from chassis.journal import Book, Command, Place
+from chassis.journal import Book, Command, Page, Place
 from chassis.keys import SigningKey
 from chassis.remote import LocalLog
 from chassis.testing.memory import MemoryJournal
@@ -102,3 +102,29 @@ async def followed(callers: Callers) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait((task,))
+
+
+class RestoredLog:
+    """A log that is restored to an earlier position, in another epoch, and slow to read then."""
+
+    def __init__(self, people: People) -> None:
+        self.records: tuple[Recorded, ...] = tuple(people.journal.log)
+        self.epoch = 1
+        self.back = asyncio.Event()
+        self._reread = asyncio.Event()
+
+    async def restore(self, position: int) -> None:
+        """Forget what came after a position; returns when it is read anew, which ends with `back`."""
+        self.epoch = 2
+        self.records = tuple(replace(record, epoch=2) for record in self.records[:position])
+        await self._reread.wait()
+
+    async def read(self, after: int, limit: int) -> Page:
+        if self.epoch > 1 and after == 0:
+            self._reread.set()
+            await self.back.wait()
+        records = self.records[after : after + limit]
+        return Page(records, len(self.records), self.epoch, 2 if self.epoch > 1 else 1)
+
+    async def grown(self, past: int, seconds: float) -> None:
+        await asyncio.sleep(0)

@@ -21,14 +21,27 @@ from grpc_status import rpc_status
 
 from chassis import rpc
 from chassis.callers import JOURNAL, Callers
+from chassis.clock import SystemClock
+from chassis.feed import Feed
 from chassis.journal import Request
 from chassis.refusals import Conflict, Exhausted, Invalid, Refused, Unavailable
 from chassis.rpc import Context, Reached, Server, answer_position, caller, meta_of, request_of
 from chassis.service import Mount
+from chassis.tasks import end
 from chassis.telemetry import JsonFormatter, Metrics
 from fermion.api.projects import v1 as api
 from fermion.api.projects.v1 import service_pb2_grpc as stubs
-from tests.people import SECONDS_MAX, People, created, followed, member, registered, uid
+from tests.people import (
+    REGISTRY,
+    SECONDS_MAX,
+    People,
+    RestoredLog,
+    created,
+    followed,
+    member,
+    registered,
+    uid,
+)
 
 SERVICE = "fermion.api.projects.v1.ProjectService"
 KEYS = "fermion.api.projects.v1.KeyService"
@@ -195,6 +208,7 @@ async def housed(
     door = rpc.door(callers, mounts, {SERVICE: waits, KEYS: waits}, metrics)
     server = Server(door, mounts, "127.0.0.1:0", traced=False)
     await server.start()
+    health = asyncio.create_task(server.tell_health(), name="health")
     channel = grpc.aio.insecure_channel(
         f"127.0.0.1:{server.port}",
         options=[("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
@@ -202,6 +216,7 @@ async def housed(
     async with channel:
         ada = people.token(uid("ada"))
         yield House(people, callers, guest, server, metrics, channel, ada)
+    await end(health)
     await server.stop(0)
 
 
@@ -583,11 +598,32 @@ async def test_before_the_callers_are_known_everybody_is_told_to_come_again(
 async def test_health_is_told_by_service_without_a_token(house: House) -> None:
     stub = health_pb2_grpc.HealthStub(house.channel)
     for name in ("", SERVICE, KEYS):
+        # The first of a watch that says so: it is told as soon as the callers are known.
+        async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=name)):
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                break
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_it_serves_by_its_health_only_while_it_knows_who_may_do_what(people: People) -> None:
+    log, status = RestoredLog(people), health_pb2.HealthCheckResponse
+    callers = Callers(Feed(JOURNAL, log, None, REGISTRY), SystemClock(), [people.key.public])
+    async with housed(people, callers) as house:
+        watch = health_pb2_grpc.HealthStub(house.channel).Watch(health_pb2.HealthCheckRequest())
+        async with asyncio.timeout(SECONDS_MAX):
+            assert (await watch.read()).status == status.NOT_SERVING
+            async with followed(callers):
+                assert (await watch.read()).status == status.SERVING
+                await house.projects.GetProject(ACME, metadata=house.as_ada())
+                # Restored, it is read anew: half a history may hold a role that was taken away.
+                await log.restore(5)
+                assert (await watch.read()).status == status.NOT_SERVING
+                log.back.set()
+                assert (await watch.read()).status == status.SERVING
 
 
 async def test_the_server_tells_what_it_serves(house: House) -> None:

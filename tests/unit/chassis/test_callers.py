@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,14 +12,23 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from chassis.callers import JOURNAL, NOBODY, Caller, Callers, rule_of, rules
 from chassis.clock import SystemClock
-from chassis.envelope import Recorded
 from chassis.feed import Feed
 from chassis.journal import Page
 from chassis.keys import SigningKey
 from chassis.refusals import Denied, Missing, Refused, Unauthenticated, Unavailable
 from fermion.api.journal import v1 as journal
 from fermion.api.projects import v1 as api
-from tests.people import REGISTRY, SECONDS_MAX, People, created, followed, member, registered, uid
+from tests.people import (
+    REGISTRY,
+    SECONDS_MAX,
+    People,
+    RestoredLog,
+    created,
+    followed,
+    member,
+    registered,
+    uid,
+)
 
 VIEW = api.Access(role=api.ROLE_VIEWER, resource="name")
 ACME = api.GetProjectRequest(name="projects/acme")
@@ -303,35 +311,15 @@ async def test_an_owner_who_goes_away_halfway_leaves_the_follower_behind(people:
     task.cancel()
 
 
-class RestoredLog:
-    """A log that is restored to an earlier position, in another epoch."""
-
-    def __init__(self, people: People) -> None:
-        self.records: tuple[Recorded, ...] = tuple(people.journal.log)
-        self.epoch = 1
-        self.reread = asyncio.Event()
-
-    async def read(self, after: int, limit: int) -> Page:
-        if self.epoch > 1 and after == 0:
-            self.reread.set()
-        records = self.records[after : after + limit]
-        return Page(records, len(self.records), self.epoch, 2 if self.epoch > 1 else 1)
-
-    async def grown(self, past: int, seconds: float) -> None:
-        await asyncio.sleep(0)
-
-
 async def test_a_restored_journal_is_read_anew(people: People) -> None:
     log = RestoredLog(people)
     callers = Callers(Feed(JOURNAL, log, None, REGISTRY), SystemClock(), [people.key.public])
     async with followed(callers):
         header = people.token(uid("ada"))
         who(callers, header)
-        # Only the first admin is left of it.
-        log.epoch = 2
-        log.records = tuple(replace(record, epoch=2) for record in log.records[:2])
         async with asyncio.timeout(SECONDS_MAX):
-            await log.reread.wait()
+            await log.restore(2)
+            log.back.set()
             await callers.ready.wait()
         assert refused(callers, header) == "USER_UNKNOWN"
         assert who(callers, people.token(uid("root"))).user == "root"
