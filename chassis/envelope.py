@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeVar
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from fermion.api.journal import v1 as api
 
@@ -18,6 +19,7 @@ from fermion.api.journal import v1 as api
 NO_PROJECT = "_"
 # A fact may be as large as this once serialized; the broker's limit is far above.
 FACT_BYTES_MAX = 256 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 State = TypeVar("State")
 
@@ -137,10 +139,15 @@ def from_record(record: api.Record, registry: Registry) -> Recorded:
         type=record.type,
         statement=record.statement,
         data=record.data,
-        meta=from_meta(record.meta),
-        record_time=record.record_time.ToDatetime(tzinfo=UTC),
+        meta=read_meta(record.meta.SerializeToString()),
+        record_time=_moment(record.record_time),
         message=message,
     )
+
+
+def _moment(stamp: Timestamp) -> datetime:
+    # Each fact that is read has one, and the library's way takes several times as long.
+    return _EPOCH + timedelta(0, stamp.seconds, stamp.nanos // 1000)
 
 
 def to_meta(meta: Meta) -> api.Meta:
@@ -154,14 +161,10 @@ def to_meta(meta: Meta) -> api.Meta:
     )
 
 
-def from_meta(meta: api.Meta) -> Meta:
-    """Read who or what a fact follows from."""
+@lru_cache(maxsize=1024)
+def read_meta(data: bytes) -> Meta:
+    """Read who or what a fact follows from; the facts of one moment mostly have the same bytes."""
+    meta = api.Meta.FromString(data)
     return Meta(
         meta.actor, meta.request_id, meta.cause_journal, meta.cause_position, meta.traceparent
     )
-
-
-@lru_cache(maxsize=1024)
-def read_meta(data: bytes) -> Meta:
-    """Read it from its bytes; the facts of one moment mostly have the same."""
-    return from_meta(api.Meta.FromString(data))

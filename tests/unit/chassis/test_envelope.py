@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chassis.envelope import Meta, Recorded, Registry, fold, from_record, to_record
 from tests.diary import META, REGISTRY, entry
@@ -31,8 +33,23 @@ RECORDED = Recorded(
 )
 
 
-def test_a_fact_is_read_as_it_was_written() -> None:
-    assert from_record(to_record(RECORDED), REGISTRY) == RECORDED
+@given(
+    st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59), timezones=st.just(UTC)),
+    st.builds(
+        Meta, st.text(), st.text(), st.text(), st.integers(0, 2**63 - 1), st.text(max_size=55)
+    ),
+)
+def test_a_fact_is_read_as_it_was_written(at: datetime, meta: Meta) -> None:
+    fact = replace(RECORDED, record_time=at, meta=meta)
+    assert from_record(to_record(fact), REGISTRY) == fact
+
+
+@given(st.integers(-62135596800, 253402300799), st.integers(0, 999_999_999))
+def test_a_moment_is_read_to_the_microsecond(seconds: int, nanos: int) -> None:
+    record = to_record(RECORDED)
+    record.record_time.seconds, record.record_time.nanos = seconds, nanos
+    expected = record.record_time.ToDatetime(tzinfo=UTC)
+    assert from_record(record, REGISTRY).record_time == expected
 
 
 def test_a_fact_of_unknown_type_keeps_its_bytes() -> None:
