@@ -19,7 +19,7 @@ from typing import Final
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from tests.bench import admission, append, call, cost, fold, growth, relay, start, watch
+from tests.bench import admission, append, call, cost, fold, growth, history, relay, start, watch
 from tests.bench.row import Row
 from tests.servers import SERVICES, SHARDS, NatsServer
 
@@ -92,6 +92,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "fold": lambda on: asyncio.run(fold.rounds(*on.fresh("bench"), on.nats)),
     "cost": lambda on: asyncio.run(cost.rounds(*on.fresh("bench"), on.nats, on.home)),
     "growth": lambda on: asyncio.run(growth.rounds(*on.fresh("bench"))),
+    "history": lambda on: history.rounds(on.home),
     "start": lambda on: start.rounds(on.home),
     "watch": lambda on: watch.rounds(on.home),
 }
