@@ -31,8 +31,10 @@ CONNECT_AGAIN_SECONDS = 0.2
 # A reader without a consumer polls the log; it must not wait long to be told so.
 CONSUMER_SECONDS_MAX = 2.0
 CONSUMER_IDLE_SECONDS = 30.0
-# Messages asked for at a time; twice as many of the greatest facts fit what nats-py buffers.
+# Messages asked for at a time, and bytes of them: the server drops a client that takes less than it is
+# sent by 64 MB, and all readers and the relay of a service share one connection.
 PULL_MAX = 256
+PULL_BYTES_MAX = 4 * 1024 * 1024
 PULL_SECONDS = 5.0
 HEARTBEAT_SECONDS = 0.5
 # A consumer that says nothing at all for so long is lost.
@@ -47,6 +49,8 @@ _WRONG_SEQUENCE = (10071, 10164)
 # No stream, no message.
 _NOT_FOUND = (10037, 10059)
 _NAME_IN_USE = 10058
+# How the server (409) ends a pull whose bytes are used up.
+_FULL = "Message Size Exceeds MaxBytes"
 
 _log = logging.getLogger(__name__)
 
@@ -485,7 +489,7 @@ class _Pull:
         if status is None:
             self.asked -= 1
             self.waiting.append(message)
-        elif status in ("404", "408"):
+        elif status in ("404", "408") or headers.get("Description") == _FULL:
             self.asked -= int(headers.get("Nats-Pending-Messages", self.asked))
         elif status != "100":
             self.lose(f"{status} {headers.get('Description', '')}")
@@ -525,6 +529,7 @@ class _Pull:
     async def _ask(self) -> None:
         body = {
             "batch": PULL_MAX,
+            "max_bytes": PULL_BYTES_MAX,
             "expires": int(PULL_SECONDS * 1e9),
             "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
         }

@@ -17,6 +17,7 @@ import pytest
 from chassis import bus as bus_module
 from chassis.bus import Away, Bus, Foreign, OutOfSequence, Tail
 from chassis.embedded import Nats, free_port
+from chassis.envelope import FACT_BYTES_MAX
 from fermion.api.journal import v1 as api
 from tests.sample import asked, bus_of, running, until
 from tests.servers import SERVICES, NatsServer
@@ -77,6 +78,20 @@ async def test_sequences_are_positions_however_facts_are_sent(bus: Bus) -> None:
     assert last == 40 + 1034
     assert await bus.tail(JOURNAL) == Tail(41, last)
     assert await positions(bus, 40, last) == list(range(41, last + 1))
+
+
+async def test_facts_of_the_greatest_size_are_followed_on_one_connection_by_many(bus: Bus) -> None:
+    await bus.create_stream(JOURNAL, 1)
+    great = facts(1, 400)
+    for record in great:
+        record.data = b"x" * FACT_BYTES_MAX
+    for place in range(0, len(great), 20):
+        await bus.publish(great[place : place + 20], place)
+    # A server drops whom it has sent 64 MB that were not taken yet.
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        followers = [group.create_task(positions(bus, 0, len(great))) for _ in range(3)]
+    for follower in followers:
+        assert follower.result() == list(range(1, len(great) + 1))
 
 
 async def test_a_stream_that_is_there_is_kept(bus: Bus) -> None:
