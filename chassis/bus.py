@@ -49,8 +49,8 @@ _WRONG_SEQUENCE = (10071, 10164)
 # No stream, no message.
 _NOT_FOUND = (10037, 10059)
 _NAME_IN_USE = 10058
-# How the server (409) ends a pull whose bytes are used up.
-_FULL = "Message Size Exceeds MaxBytes"
+# How the server (409) ends a pull that is used up, by its bytes or by its messages.
+_USED_UP = ("Message Size Exceeds MaxBytes", "Batch Completed")
 
 _log = logging.getLogger(__name__)
 
@@ -489,7 +489,7 @@ class _Pull:
         if status is None:
             self.asked -= 1
             self.waiting.append(message)
-        elif status in ("404", "408") or headers.get("Description") == _FULL:
+        elif status in ("404", "408") or headers.get("Description") in _USED_UP:
             self.asked -= int(headers.get("Nats-Pending-Messages", self.asked))
         elif status != "100":
             self.lose(f"{status} {headers.get('Description', '')}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from google.protobuf.message import Message
 
 from chassis.envelope import NO_PROJECT, Meta, Recorded
 from chassis.refusals import Refused
+
+# A page holds no more of facts than this, or a single one.
+PAGE_BYTES_MAX: Final = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,11 @@ class Page:
     # What was read below this position is still true in the present lineage.
     epoch_first: int = 1
 
+    @property
+    def ends(self) -> bool:
+        """Whether nothing of the whole journal is behind it."""
+        return not self.records or self.records[-1].position >= self.head
+
 
 class Stale(Exception):
     """A stream moved since it was read: read and decide again."""
@@ -210,13 +218,21 @@ class Journal(Protocol):
         ...
 
     async def read(self, after: int, limit: int, project: str | None = None) -> Page:
-        """Read facts after a position (a project position where a project is given)."""
+        """
+        Read facts after a position (a project position where a project is given).
+
+        At most so many, and fewer where they are large: the last one may be before the head.
+        """
         ...
 
     async def read_stream(
         self, stream: str, after_version: int, limit: int, until: datetime | None = None
     ) -> tuple[Recorded, ...]:
-        """Read part of one stream; `until` leaves out what was recorded later."""
+        """
+        Read part of one stream; `until` leaves out what was recorded later.
+
+        At most so many, and fewer where they are large: only nothing at all is the end.
+        """
         ...
 
     async def head(self) -> Head:

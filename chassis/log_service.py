@@ -25,7 +25,7 @@ from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
 
 PAGE_MAX = 1000
-PAGE_BYTES_MAX = 2 * 1024 * 1024
+PART_BYTES_MAX = 2 * 1024 * 1024
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
@@ -62,7 +62,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
             size = PAGE_MAX if left is None else min(PAGE_MAX, left)
             page = await journal.records(after, size, project)
             # A page of large facts goes in several parts: gRPC takes 4 MiB a message.
-            for part in list(portions(page.records, api.Record.ByteSize, PAGE_BYTES_MAX)) or [[]]:
+            for part in list(portions(page.records, api.Record.ByteSize, PART_BYTES_MAX)) or [[]]:
                 yield api.ReadLogResponse(
                     records=part,
                     head=page.head,
@@ -71,10 +71,12 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
                 )
             if left is not None:
                 left -= len(page.records)
-            if len(page.records) < size or left == 0:
+            if not page.records or left == 0:
                 return
             last = page.records[-1]
             after = last.position if project is None else last.project_position
+            if after >= page.head:
+                return
 
     async def ListFacts(
         self, request: api.ListFactsRequest, context: Context
@@ -91,7 +93,7 @@ class JournalServicer(service_pb2_grpc.JournalServiceServicer):
         project = request.project.removeprefix("projects/")
         own = [to_record(fact) for fact in facts if fact.project == project]
         return api.ListFactsResponse(
-            records=next(portions(own, api.Record.ByteSize, PAGE_BYTES_MAX), [])
+            records=next(portions(own, api.Record.ByteSize, PART_BYTES_MAX), [])
         )
 
     async def GetJournal(

@@ -106,35 +106,50 @@ SELECT e.position, e.project, e.project_position, e.stream, e.version, e.type,
         ORDER BY event.version
        ) AS e;
 
--- read_stream: Part of one stream, oldest first, and nothing recorded after a time.
+-- read_stream: Part of one stream, oldest first, nothing recorded after a time; of large facts fewer, and one at least.
 SELECT position, project, project_position, stream, version, type,
        coalesce(statement::text, '') AS statement, data, meta, at
-  FROM event
- WHERE log = $1
-   AND stream = $2
-   AND version > $3
-   AND ($4::timestamptz IS NULL OR at <= $4)
- ORDER BY version
- LIMIT $5;
+  FROM (
+       SELECT *, sum(octet_length(data)) OVER (ORDER BY version ROWS UNBOUNDED PRECEDING) AS bytes
+         FROM event
+        WHERE log = $1
+          AND stream = $2
+          AND version > $3
+          AND ($4::timestamptz IS NULL OR at <= $4)
+        ORDER BY version
+        LIMIT $5
+       ) AS page
+ WHERE bytes - octet_length(data) < $6
+ ORDER BY version;
 
--- read_log: Facts after a position, in order.
+-- read_log: Facts after a position, in order; of large ones fewer, and one at least.
 SELECT position, project, project_position, stream, version, type,
        coalesce(statement::text, '') AS statement, data, meta, at
-  FROM event
- WHERE log = $1
-   AND position > $2
- ORDER BY position
- LIMIT $3;
+  FROM (
+       SELECT *, sum(octet_length(data)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) AS bytes
+         FROM event
+        WHERE log = $1
+          AND position > $2
+        ORDER BY position
+        LIMIT $3
+       ) AS page
+ WHERE bytes - octet_length(data) < $4
+ ORDER BY position;
 
--- read_project: Facts of one project after a project position, in order.
+-- read_project: Facts of one project after a project position, in order; of large ones fewer, and one at least.
 SELECT position, project, project_position, stream, version, type,
        coalesce(statement::text, '') AS statement, data, meta, at
-  FROM event
- WHERE log = $1
-   AND project = $2
-   AND project_position > $3
- ORDER BY project_position
- LIMIT $4;
+  FROM (
+       SELECT *, sum(octet_length(data)) OVER (ORDER BY project_position ROWS UNBOUNDED PRECEDING) AS bytes
+         FROM event
+        WHERE log = $1
+          AND project = $2
+          AND project_position > $3
+        ORDER BY project_position
+        LIMIT $4
+       ) AS page
+ WHERE bytes - octet_length(data) < $5
+ ORDER BY project_position;
 
 -- project_head: Last project position of one project.
 SELECT position

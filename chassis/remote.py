@@ -13,7 +13,7 @@ import grpc.aio
 from chassis import listening
 from chassis.config import wrong
 from chassis.envelope import Registry, from_record
-from chassis.journal import Journal, Page
+from chassis.journal import PAGE_BYTES_MAX, Journal, Page
 from chassis.refusals import Unavailable
 from fermion.api.journal import v1 as api
 from fermion.api.journal.v1 import service_pb2_grpc
@@ -115,19 +115,27 @@ class RemoteLog:
         self._registry = registry
 
     async def read(self, after: int, limit: int) -> Page:
-        """Read facts after a position; `Unavailable` (LOG_UNAVAILABLE) where the owner is away."""
+        """
+        Read facts after a position; `Unavailable` (LOG_UNAVAILABLE) where the owner is away.
+
+        The owner sends as many as were asked for; where they are large, no more of them are taken
+        than a page holds.
+        """
         request = api.ReadLogRequest(journal=self._journal, after=after, limit=limit)
         metadata = (("authorization", f"Bearer {self._token()}"),)
         records: list[api.Record] = []
-        head = epoch = 0
+        head = epoch = size = 0
         first = 1
+        call = self._stub.ReadLog(request, metadata=metadata, timeout=READ_SECONDS_MAX)
         try:
-            async for page in self._stub.ReadLog(
-                request, metadata=metadata, timeout=READ_SECONDS_MAX
-            ):
+            async for page in call:
                 records.extend(page.records)
                 head, epoch = page.head, page.epoch
                 first = page.epoch_first_position or 1
+                size += page.ByteSize()
+                if size >= PAGE_BYTES_MAX:
+                    call.cancel()
+                    break
         except grpc.aio.AioRpcError as error:
             raise Unavailable(
                 "LOG_UNAVAILABLE",

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chassis.commit import Committer, Observer
 from chassis.envelope import Recorded, Registry, read_meta
 from chassis.journal import (
+    PAGE_BYTES_MAX,
     Book,
     Command,
     Committed,
@@ -137,7 +138,9 @@ class PostgresJournal:
 
     async def page_on(self, connection: Connection, after: int, limit: int) -> tuple[Recorded, ...]:
         """Read facts after a position on a given connection, in its transaction."""
-        rows = await connection.fetch(_queries["read_log"], self.shard, after, limit)
+        rows = await connection.fetch(
+            _queries["read_log"], self.shard, after, limit, PAGE_BYTES_MAX
+        )
         return tuple(self._recorded(row) for row in rows)
 
     async def read_stream(
@@ -145,7 +148,8 @@ class PostgresJournal:
     ) -> tuple[Recorded, ...]:
         """Read part of one stream."""
         rows = await self.database.fetch(
-            _queries["read_stream"], self.shard, stream, after_version, until, limit
+            _queries["read_stream"],
+            *(self.shard, stream, after_version, until, limit, PAGE_BYTES_MAX),
         )
         return tuple(self._recorded(row) for row in rows)
 
@@ -195,10 +199,12 @@ class PostgresJournal:
     ) -> tuple[list[Record], int, Head]:
         head = await self.head()
         if project is None:
-            rows = await self.database.fetch(_queries["read_log"], self.shard, after, limit)
+            rows = await self.database.fetch(
+                _queries["read_log"], self.shard, after, limit, PAGE_BYTES_MAX
+            )
             return rows, head.position, head
         rows = await self.database.fetch(
-            _queries["read_project"], self.shard, project, after, limit
+            _queries["read_project"], self.shard, project, after, limit, PAGE_BYTES_MAX
         )
         return rows, await self._project_head(project), head
 

@@ -115,10 +115,9 @@ class Tail:
             if beginning != self._beginning:
                 continue
             self._share(page)
-            if len(page.records) < PAGE_MAX:
-                with suppress(Refused):
-                    # Who cannot look hears why when it reads.
-                    await self._journal.grown(page.head, LOOK_SECONDS)
+            with suppress(Refused):
+                # At once where there is more already. Who cannot look hears why when it reads.
+                await self._journal.grown(page.head, LOOK_SECONDS)
 
     async def read(self, after: int, seconds: float = 0.0) -> Page:
         """A page of all that was said after a position; it may wait so long for something to be said."""
@@ -127,8 +126,7 @@ class Tail:
         async with self._readers:
             page = await self._journal.read(after, PAGE_MAX)
         last = page.records[-1].position if page.records else after
-        whole = len(page.records) < PAGE_MAX
-        return replace(page, head=max(last, page.head) if whole else last)
+        return replace(page, head=max(last, page.head) if page.ends else last)
 
     @contextmanager
     def following(self, project: str | None, epoch: int) -> Iterator[Follower]:

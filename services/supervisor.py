@@ -62,7 +62,7 @@ MINIMA: Final = {
 }
 # What a big message took goes back to the system (mallopt(3)). By its own measure glibc keeps most of it:
 # 240 MB after some hundred calls of 4 MiB, and a tenth of it so.
-ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 
 
 @dataclass(slots=True)

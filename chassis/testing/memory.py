@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 
 from chassis.batch import Placed, place_facts
 from chassis.clock import Clock, SystemClock
 from chassis.envelope import Recorded, Registry
 from chassis.journal import (
+    PAGE_BYTES_MAX,
     Advance,
     Book,
     Command,
@@ -119,7 +121,7 @@ class MemoryJournal:
     async def read(self, after: int, limit: int, project: str | None = None) -> Page:
         """Read facts after a position, or after a project position."""
         facts = self.log if project is None else self._projects.get(project, [])
-        return Page(tuple(facts[after : after + limit]), len(facts), self._epoch)
+        return Page(_fitting(facts[after : after + limit]), len(facts), self._epoch)
 
     async def read_stream(
         self, stream: str, after_version: int, limit: int, until: datetime | None = None
@@ -130,7 +132,7 @@ class MemoryJournal:
             for record in self._stream(stream)
             if record.version > after_version and (until is None or record.record_time <= until)
         ]
-        return tuple(found[:limit])
+        return _fitting(found[:limit])
 
     async def head(self) -> Head:
         """Lineage and last position."""
@@ -257,3 +259,9 @@ class MemoryJournal:
         if counted is not None:
             counted.folded += not unpark.skipped
             counted.skipped += unpark.skipped
+
+
+def _fitting(facts: Sequence[Recorded]) -> tuple[Recorded, ...]:
+    """As many as a page holds, and one at least."""
+    before = accumulate((len(fact.data) for fact in facts), initial=0)
+    return tuple(fact for fact, size in zip(facts, before, strict=False) if size < PAGE_BYTES_MAX)

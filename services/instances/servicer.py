@@ -360,9 +360,9 @@ class InstanceServicer(service_pb2_grpc.InstanceServiceServicer):
             page = await self._journal.read_stream(
                 f"instance/{uid}", len(facts), STREAM_PAGE, until=moment
             )
-            facts += page
-            if len(page) < STREAM_PAGE:
+            if not page:
                 break
+            facts += page
         instance = aggregate.fold(facts)
         if not instance.uid or instance.deleted:
             raise aggregate.unknown(name)

@@ -69,7 +69,7 @@ class Books:
             touched.update(fact.stream.partition("/")[2] for fact in page.records)
             if page.records:
                 self.position = page.records[-1].position
-            if len(page.records) < PAGE_MAX:
+            if page.ends:
                 break
         before, self._seen = self._seen, await self._so_far()
         changed = False

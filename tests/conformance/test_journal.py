@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from chassis.envelope import FACT_BYTES_MAX, Meta, Recorded
 from chassis.journal import (
+    PAGE_BYTES_MAX,
     Advance,
     Command,
     Committed,
@@ -417,6 +418,26 @@ async def test_pages_go_on_after_a_position_and_tell_the_head(stand: Stand) -> N
     assert (await stand.journal.read(5, 2)).records == ()
     head = await stand.journal.head()
     assert (head.epoch, head.position, head.epoch_first) == (1, 5, 1)
+
+
+async def test_pages_of_great_facts_are_short_and_leave_none_out(stand: Stand) -> None:
+    great, journal = "x" * (FACT_BYTES_MAX - 200), stand.journal
+    for _ in range(5):
+        await journal.append(say(*(entry("a", great) for _ in range(10))))
+    fits = PAGE_BYTES_MAX // len(great) + 1
+    read: dict[str, list[int]] = {"all": [], "project": [], "stream": []}
+    sizes = set()
+    for _ in range(3):
+        page = await journal.read(len(read["all"]), 1000)
+        assert page.ends == (len(read["all"]) + len(page.records) == 50)
+        read["all"] += [fact.position for fact in page.records]
+        page = await journal.read(len(read["project"]), 1000, project="acme")
+        read["project"] += [fact.project_position for fact in page.records]
+        stream = await journal.read_stream("a", len(read["stream"]), 1000)
+        read["stream"] += [fact.version for fact in stream]
+        sizes |= {len(page.records), len(stream)}
+    assert read == {key: list(range(1, 51)) for key in read}
+    assert sizes == {fits, 50 - fits, 0}
 
 
 async def test_pages_of_a_project_count_its_own_positions(stand: Stand) -> None:
