@@ -61,8 +61,8 @@ MINIMA: Final = {
     "FERMION_INSTANCES_STORAGE_MIN": "0",
 }
 # What a big message took goes back to the system (mallopt(3)). By its own measure glibc keeps most of it:
-# 240 MB after some hundred calls of 4 MiB, and a tenth of it so.
-ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+# 240 MB after some hundred calls of 4 MiB, and 26 MB so; with an arena more it is anything up to 120.
+ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 
 
 @dataclass(slots=True)
