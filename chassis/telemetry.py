@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+import grpc.aio
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
@@ -69,6 +70,15 @@ class ConsoleFormatter(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+def concerns_us(record: logging.LogRecord) -> bool:
+    """
+    Leave out what gRPC logs, with its traceback, where a caller goes away before he has taken all that
+    was sent: a watch that is broken off is no fault of ours.
+    """
+    raised = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and isinstance(raised, grpc.aio.InternalError))
+
+
 def start_logs(settings: Common) -> None:
     """Send logs to standard error in the format that was asked for."""
     if settings.log_format not in ("json", "console"):
@@ -78,6 +88,7 @@ def start_logs(settings: Common) -> None:
         raise wrong("FERMION_LOG_LEVEL", settings.log_level, rule)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
+    handler.addFilter(concerns_us)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("grpc").setLevel(logging.WARNING)
 

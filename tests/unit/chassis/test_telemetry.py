@@ -8,6 +8,7 @@ import socket
 import sys
 
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 from prometheus_client import generate_latest
 
 from chassis import config, telemetry
@@ -21,6 +22,7 @@ from chassis.telemetry import (
     Kind,
     Metrics,
     Sample,
+    concerns_us,
     current_traceparent,
 )
 
@@ -56,6 +58,24 @@ def test_a_json_line_is_one_line_also_with_an_exception() -> None:
     text = JsonFormatter().format(record("said", failed=True))
     assert "\n" not in text
     assert "KeyError" in json.loads(text)["exception"]
+
+
+@pytest.mark.parametrize(
+    ("logger", "raised", "told"),
+    [
+        ("grpc._cython.cygrpc", ExecuteBatchError("Failed"), False),
+        ("grpc._cython.cygrpc", KeyError("a"), True),
+        ("chassis.rpc", ExecuteBatchError("Failed"), True),
+    ],
+)
+def test_who_goes_away_before_he_took_all_is_no_fault(
+    logger: str, raised: Exception, told: bool
+) -> None:
+    said = logging.LogRecord(
+        logger, logging.ERROR, "", 1, "raised", None, (type(raised), raised, None)
+    )
+    assert concerns_us(said) == told
+    assert concerns_us(record("said"))
 
 
 def test_a_trace_of_the_callers_is_kept() -> None:
