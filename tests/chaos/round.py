@@ -87,21 +87,30 @@ async def storm(scene: Scene, report: Report, words: Path) -> None:
 
 
 async def conduct(scene: Scene, report: Report, wanted: Sequence[Fault], duration: float) -> None:
-    """Strike one fault after the other, spread over the round; what needs the same thing waits."""
+    """
+    Strike one fault after the other, spread over the round; what needs the same thing waits.
+
+    What misses (a stream may be empty at the moment) is struck again at the end.
+    """
     locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
     pace = max(0.05, (duration - CALM_SECONDS) / len(wanted))
     report.began = time.monotonic()
+    tasks = []
     async with asyncio.TaskGroup() as group:
         for place, fault in enumerate(wanted):
             due = report.began + CALM_SECONDS + place * pace
             await asyncio.sleep(due - time.monotonic())
-            group.create_task(one(scene, report, fault, locks), name=f"{fault.kind} {fault.target}")
+            name = f"{fault.kind} {fault.target}"
+            tasks.append(group.create_task(one(scene, report, fault, locks), name=name))
+    for fault, task in zip(wanted, tasks, strict=True):
+        if (miss := task.result()) and (miss := await one(scene, report, fault, locks)):
+            report.missed.append(f"{fault.kind} {fault.target}: {miss}")
 
 
 async def one(
     scene: Scene, report: Report, fault: Fault, locks: defaultdict[str, asyncio.Lock]
-) -> None:
-    """Strike with one fault and heal it, alone with what it needs."""
+) -> str:
+    """Strike with one fault and heal it, alone with what it needs; why it missed, or nothing."""
     needs = sorted(fault.needs())
     for need in needs:
         await locks[need].acquire()
@@ -113,8 +122,7 @@ async def one(
             except Missed as missed:
                 if not again:
                     report.say(fault, f"missed: {missed}")
-                    report.missed.append(f"{fault.kind} {fault.target}: {missed}")
-                    return
+                    return str(missed)
                 await asyncio.sleep(1.0)
         at = report.say(fault, f"{fault.flying} calls in flight" if fault.flying else "")
         await asyncio.sleep(fault.seconds)
@@ -124,6 +132,7 @@ async def one(
         report.struck.append(
             Struck(fault.kind, fault.target, at, fault.flying, fault.unpublished, fault.recovery)
         )
+        return ""
     finally:
         for need in needs:
             locks[need].release()
