@@ -18,14 +18,15 @@ from fermion.api.projects import v1 as projects
 from tests.fuzz.conftest import SECRET, Ground
 from tests.fuzz.messages import Request, broken, every_method, forged, huge, odd, requests
 from tests.fuzz.wire import Answer
+from tests.stage import until
 
 # A platform has a state, so what is asked again is not what was asked: no example is made smaller.
 WALK: Final = settings(max_examples=15, phases=(Phase.generate,), report_multiple_bugs=False)
 MIB4: Final = 4 * 2**20
 # Of one call, on a machine that does other things, too.
 HUGE_SECONDS_MAX: Final = 5.0
-# What big messages leave behind in a process; not one of them for each that came.
-GROWTH_BYTES_MAX: Final = 100 * 2**20
+# What big messages leave behind in a process once they are answered; not one of them for each that came.
+GROWTH_BYTES_MAX: Final = 50 * 2**20
 METHODS: Final = {one.full_name.removeprefix("fermion.api."): one for one in every_method()}
 # What no answer to a request may be, whatever is asked.
 FAULTS: Final = ("INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS")
@@ -222,8 +223,13 @@ def test_headers_of_any_kind_are_read_or_refused(ground: Ground, header: str) ->
 def test_the_platform_is_as_well_as_before(ground: Ground, process: Standing) -> None:
     now = ground.service()
     assert now.pid == process.pid, "it was started anew"
-    grown = now.memory_info().rss - process.bytes
-    assert grown < GROWTH_BYTES_MAX, grown
+
+    def grown() -> int:
+        # What the last big ones took is still being worked off, and asking moves it on.
+        ground.stage.ok("whoami")
+        return int(now.memory_info().rss) - process.bytes
+
+    until(60, lambda: grown() < GROWTH_BYTES_MAX, lambda: f"it has {grown():,} bytes more")
     assert "Traceback" not in (ground.stage.home / "logs" / "all.log").read_text()
     ground.stage.audit()
     # The walk may have archived any project that it knew: a new one is as good as the first was.
