@@ -29,8 +29,10 @@ class Wish:
     image: Annotated[str | None, Parameter(help="Image, instead of the template's.")] = None
     gpu: Annotated[str | None, Parameter(help="GPUs, e.g. 1 or 0.5")] = None
     gpu_type: Annotated[str | None, Parameter(help="Model of the GPU, e.g. A100-80GB")] = None
-    cpu: Annotated[str | None, Parameter(help="CPU cores, e.g. 4 or 500m")] = None
-    memory: Annotated[str | None, Parameter(help="Memory, e.g. 16GiB")] = None
+    cpu: Annotated[str | None, Parameter(help="CPU cores, e.g. 4 or 500m; 0: the template's")] = (
+        None
+    )
+    memory: Annotated[str | None, Parameter(help="Memory, e.g. 16GiB; 0: the template's")] = None
     storage: Annotated[str | None, Parameter(help="Disk that outlives a stop, e.g. 50GiB")] = None
     shm: Annotated[str | None, Parameter(help="Shared memory, a part of --memory.")] = None
     port: Annotated[

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from chassis import audit as audits
+from chassis import store
 from chassis.audit import audit
 from chassis.readers import Reader
 from tests.sample import (
@@ -73,6 +74,16 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_all_holds_at_rest(database: str, nats_server: NatsServer) -> None:
     async with at_rest(database, nats_server) as scene:
+        await until(lambda: scene.sample.relay.position >= 61, "the answers are published")
+        assert await scene.faults() == []
+
+
+async def test_all_holds_where_facts_are_so_large_that_pages_are_short(
+    database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAGE_BYTES_MAX", 100)
+    async with at_rest(database, nats_server) as scene:
+        assert len((await scene.other.journal.read(0, 100)).records) < 10
         await until(lambda: scene.sample.relay.position >= 61, "the answers are published")
         assert await scene.faults() == []
 

@@ -13,7 +13,7 @@ import pytest
 from chassis import feed, readers, relay
 from chassis.embedded import Nats
 from chassis.envelope import Recorded, Registry
-from chassis.journal import Page
+from chassis.journal import PAGE_BYTES_MAX, Page
 from chassis.lineage import accept
 from chassis.log_service import Hosted, JournalServicer
 from chassis.parking import resume
@@ -224,9 +224,9 @@ async def test_a_log_of_another_service_is_read_by_its_call(
         serving(database, nats_server, "other") as other,
         serving(database, nats_server, "sample") as sample,
     ):
-        # More than one page, and more bytes than gRPC takes at once.
+        # More facts than one page has, more bytes than it has, and more than gRPC takes at once.
         await asyncio.gather(
-            *(other.say(asked(f"inst_{uid}{'x' * 9000}")) for uid in range(1200)),
+            *(other.say(asked(f"inst_{uid}{'x' * 20_000}")) for uid in range(1200)),
         )
         hosted = Hosted(
             other.journal,
@@ -246,6 +246,9 @@ async def test_a_log_of_another_service_is_read_by_its_call(
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 log = RemoteLog(channel, JOURNAL, lambda: "token", REGISTRY)
+                page = await log.read(0, 1000)
+                assert sum(len(fact.data) for fact in page.records) < 2 * PAGE_BYTES_MAX
+                assert not page.ends
                 async with reading(sample, Tallies(), log) as reader:
                     await reached(reader, other)
         finally:
