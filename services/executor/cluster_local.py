@@ -37,7 +37,7 @@ from services.executor.folder import Folder, instant
 from services.executor.ground import Ground
 from services.executor.observation import Instant, ReplicaObservation
 from services.executor.session import LocalSession, inside
-from services.executor.storage import Volumes
+from services.executor.storage import Volumes, sweep_halves
 
 SPAWN_SECONDS_MAX: Final = 30.0
 DAY_SECONDS: Final = 86_400
@@ -488,9 +488,7 @@ class LocalCluster:
         used = {Path(one.spec.one("image")) for one in there.values() if one.spec.one("image")}
         for image in set(self._ground.images.iterdir()) - offered - used:
             shutil.rmtree(image, ignore_errors=True)
-        for half in self._ground.replicas.glob(".*"):
-            if half.stat().st_mtime < time.time() - DAY_SECONDS:
-                shutil.rmtree(half, ignore_errors=True)
+        sweep_halves(self._ground.replicas)
 
     def _strays(self) -> Iterator[tuple[int, str]]:
         """Every process that carries the mark of a replica of this cluster."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from chassis import ids
 from chassis.clock import Clock, milliseconds
@@ -15,6 +17,9 @@ from fermion.api.workload import v1 as api
 from services.executor import shim
 from services.executor.cluster import Unhonoured
 from services.executor.logs import moment
+
+# So long nobody takes over a step of what is made beside its place and then moved there.
+HALF_SECONDS: Final = 10.0
 
 
 class Volumes:
@@ -49,12 +54,14 @@ class Volumes:
             )
         if not path.exists():
             new = self._there / f".{uid}.{secrets.token_hex(8)}"
-            (new / "data").mkdir(parents=True)
-            (new / "since").symlink_to(str(milliseconds(self._clock.now())))
-            # Somebody else may have been faster; his is the volume then.
-            with suppress(OSError):
-                new.rename(path)
-            shutil.rmtree(new, ignore_errors=True)
+            try:
+                (new / "data").mkdir(parents=True)
+                (new / "since").symlink_to(str(milliseconds(self._clock.now())))
+                # Somebody else may have been faster; his is the volume then.
+                with suppress(OSError):
+                    new.rename(path)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
             shim.sync(str(self._there))
         if os.path.lexists(self._deleted / uid):
             self._remove(uid)
@@ -79,7 +86,8 @@ class Volumes:
         return moment(int(os.readlink(mark)))
 
     def sweep(self) -> None:
-        """Take away what a process that died left half deleted."""
+        """Take away what a process that died left half made, or half deleted."""
+        sweep_halves(self._there)
         for mark in self._deleted.iterdir():
             self._remove(mark.name)
         for left in self._trash.iterdir():
@@ -92,3 +100,15 @@ class Volumes:
             (self._there / uid).rename(gone)
             shim.sync(str(self._there))
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep_halves(there: Path) -> None:
+    """
+    Take away what somebody began to make in a folder and died; its name begins with a dot.
+
+    Who was only stopped meanwhile finds it gone, and makes it again.
+    """
+    for half in there.glob(".*"):
+        with suppress(FileNotFoundError):
+            if half.stat().st_mtime < time.time() - HALF_SECONDS:
+                shutil.rmtree(half, ignore_errors=True)

@@ -24,6 +24,7 @@ from services.executor.cluster_local import DAY_SECONDS, LocalCluster
 from services.executor.ground import Ground, Pace, cluster_uid
 from services.executor.observation import Phase, ReplicaObservation
 from services.executor.recipe import Recipe
+from services.executor.storage import HALF_SECONDS
 from tests.conformance.cluster_stand import (
     OnThisMachine,
     later,
@@ -458,6 +459,23 @@ async def test_logs_of_what_was_forgotten_are_kept_for_days_and_no_longer(
         return not kept.exists()
 
     await stand.until(gone)
+
+
+async def test_what_a_process_died_over_is_taken_away_and_what_is_just_made_is_not(
+    stand: OnThisMachine,
+) -> None:
+    halves = [
+        root / f".{name}.0123456789abcdef"
+        for root in (stand.ground.replicas, stand.ground.root / "volumes")
+        for name in ("left", "made")
+    ]
+    for half in halves:
+        (half / "scratch").mkdir(parents=True)
+        if "left" in half.name:
+            old = time.time() - HALF_SECONDS - 1
+            os.utime(half, (old, old))
+    await asyncio.to_thread(stand.cluster._sweep)  # type: ignore[attr-defined]
+    assert [half.name.split(".")[1] for half in halves if half.exists()] == ["made", "made"]
 
 
 # Two of them, and images.
