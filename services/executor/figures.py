@@ -100,7 +100,7 @@ class ClusterFigures:
     async def measure(self) -> Iterable[Sample]:
         """Read all of them once."""
         now, labels = self._clock.now(), (self._cluster,)
-        rows = await self._database.fetch(self._queries["live_replicas"])
+        rows = await self._database.fetch(self._queries["live_replicas"], api.REPLICA_STATE_LOST)
         counts = {row["state"]: row["replicas"] for row in rows}
         samples = [
             Sample(REPLICAS, (self._cluster, word(state)), counts.get(state, 0)) for state in STATES

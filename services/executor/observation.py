@@ -149,6 +149,8 @@ class Replica:
     pending: api.Reason | None = None
     cause: api.Cause.ValueType = api.CAUSE_UNSPECIFIED
     deadline: datetime | None = None
+    # Whether nobody knows of its run.
+    lost: bool = False
     released: bool = False
     # How often each was stated.
     pendings: int = 0
@@ -164,11 +166,6 @@ class Replica:
     def open(self) -> bool:
         """Whether a run of it has begun and is not known to have ended."""
         return self.run >= 0 and self.end is None
-
-    @property
-    def lost(self) -> bool:
-        """Whether its run is open and nobody knows of it."""
-        return self.open and self.losses > self.founds
 
     @property
     def draining(self) -> bool:
@@ -223,6 +220,7 @@ def evolve(replica: Replica, fact: ReplicaFact) -> Replica:
                 addresses=dict(fact.addresses),
                 ready=False,
                 pending=None,
+                lost=False,
             )
         case api.ReplicaReady():
             return replace(replica, ready=True, readies=replica.readies + 1)
@@ -237,13 +235,14 @@ def evolve(replica: Replica, fact: ReplicaFact) -> Replica:
                 signal=fact.signal,
                 reason=fact.reason if fact.HasField("reason") else None,
                 ready=False,
+                lost=False,
             )
         case api.ReplicaDraining():
             return replace(replica, cause=fact.cause, deadline=_time(fact.deadline_time))
         case api.ReplicaLost():
-            return replace(replica, losses=max(replica.losses, fact.n))
+            return replace(replica, losses=max(replica.losses, fact.n), lost=True)
         case api.ReplicaFound():
-            return replace(replica, founds=max(replica.founds, fact.n))
+            return replace(replica, founds=max(replica.founds, fact.n), lost=False)
         case api.ReplicaRunMissed():
             return replace(replica, run=max(replica.run, fact.to_run))
         case api.ReplicaRunCorrected():
@@ -264,7 +263,7 @@ def evolve(replica: Replica, fact: ReplicaFact) -> Replica:
             subject.labels.update(fact.labels)
             return replace(replica, subject=subject, relabels=replica.relabels + 1)
         case api.ReplicaReleased():
-            return replace(replica, released=True)
+            return replace(replica, released=True, lost=False)
         case _:
             assert_never(fact)
 

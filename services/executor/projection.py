@@ -72,9 +72,9 @@ def project(record: Recorded) -> Sequence[Write]:
         case api.ReplicaDraining():
             return _write("drain_replica", fact.uid, shown.REPLICA_STATE_DRAINING)
         case api.ReplicaLost():
-            return _write("drain_replica", fact.uid, shown.REPLICA_STATE_LOST)
+            return _write("lose_replica", fact.uid, True)
         case api.ReplicaFound():
-            return _write("drain_replica", fact.uid, shown.REPLICA_STATE_RUNNING)
+            return _write("lose_replica", fact.uid, False)
         case api.ReplicaRunMissed():
             return _write("skip_runs", fact.uid, fact.to_run)
         case api.ReplicaRunCorrected():
@@ -119,7 +119,7 @@ def replica(row: Record) -> shown.Replica:
         attempt=row["attempt"],
         role=row["role"],
         rank=row["rank"],
-        state=row["state"],
+        state=shown.REPLICA_STATE_LOST if row["lost"] else row["state"],
         ready=row["ready"],
         reason=None if row["reason"] is None else api.Reason.FromString(row["reason"]),
         node=row["node"],

@@ -56,8 +56,8 @@ VALUES ($1, true)
 
 -- add_replica: Show a replica that is bound to a node.
 INSERT INTO replica (uid, workload_uid, project, owner, owner_uid, attempt, role, rank, node, state, ready, reason, run,
-                     exit_code, signal, addresses, sku, schedule_time, start_time, end_time, released)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, false, NULL, -1, NULL, 0, '{}'::jsonb, $11, $12, NULL, NULL, false);
+                     exit_code, signal, addresses, sku, schedule_time, start_time, end_time, released, lost)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, false, NULL, -1, NULL, 0, '{}'::jsonb, $11, $12, NULL, NULL, false, false);
 
 -- hold_replica: Show why a replica does not run.
 UPDATE replica
@@ -67,7 +67,7 @@ UPDATE replica
 -- start_replica: Show that a run began.
 UPDATE replica
    SET state = CASE WHEN state = $7 THEN state ELSE $2 END, run = $3, addresses = $4::text::jsonb, sku = $5,
-       start_time = $6, end_time = NULL, ready = false, reason = NULL
+       start_time = $6, end_time = NULL, ready = false, reason = NULL, lost = false
  WHERE uid = $1;
 
 -- ready_replica: Show whether its readiness check passes, and why it does not.
@@ -77,12 +77,17 @@ UPDATE replica
 
 -- end_run: Show that a run ended.
 UPDATE replica
-   SET exit_code = $2, signal = $3, reason = $4, end_time = $5, ready = false
+   SET exit_code = $2, signal = $3, reason = $4, end_time = $5, ready = false, lost = false
  WHERE uid = $1;
 
 -- drain_replica: Show that a replica was told to end.
 UPDATE replica
    SET state = $2
+ WHERE uid = $1;
+
+-- lose_replica: Show whether somebody knows that a replica lives.
+UPDATE replica
+   SET lost = $2
  WHERE uid = $1;
 
 -- redate_run: Show that a run ended at another time.
@@ -104,7 +109,7 @@ UPDATE replica
 
 -- release_replica: Show that a replica is gone for good.
 UPDATE replica
-   SET state = $2, released = true, reason = coalesce($3, reason)
+   SET state = $2, released = true, reason = coalesce($3, reason), lost = false
  WHERE uid = $1;
 
 -- register_cluster: Remember what the cluster can honour.
@@ -139,16 +144,17 @@ SELECT node, body
  ORDER BY node;
 
 -- live_replicas: How many replicas are there, by state.
-SELECT state, count(*) AS replicas
+SELECT CASE WHEN lost THEN $1 ELSE state END AS state, count(*) AS replicas
   FROM replica
  WHERE NOT released
- GROUP BY state;
+ GROUP BY 1;
 
 -- last_usage: When use was measured last, or since when it could have been; nothing where none runs.
 SELECT greatest((SELECT max(at) FROM usage), min(start_time)) AS since
   FROM replica
  WHERE state = $1
    AND NOT released
+   AND NOT lost
 HAVING count(*) > 0;
 
 -- replicas_of_workloads: Uids of all replicas of these workloads.

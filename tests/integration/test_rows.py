@@ -18,8 +18,11 @@ from chassis.journal import Write
 from chassis.migrations import apply, migrate
 from chassis.postgres import Database, Record
 from chassis.queries import Queries
+from fermion.api.executor import v1 as shown
 from fermion.api.instances import v1 as instance_api
 from fermion.api.workload import v1 as workload
+from services.executor import observation
+from services.executor import projection as replica_rows
 from services.instances import aggregate as instances
 from services.instances import projection as instance_rows
 from services.projects import aggregate as projects
@@ -142,6 +145,13 @@ def queue_table(postgres_server: Postgres) -> Iterator[Rows]:
 @pytest.fixture(scope="module")
 def project_table(postgres_server: Postgres) -> Iterator[Rows]:
     rows = Rows(postgres_server, Path(project_rows.__file__))
+    yield rows
+    rows.close()
+
+
+@pytest.fixture(scope="module")
+def replica_table(postgres_server: Postgres) -> Iterator[Rows]:
+    rows = Rows(postgres_server, Path(replica_rows.__file__))
     yield rows
     rows.close()
 
@@ -302,6 +312,57 @@ def test_the_rows_show_every_cluster_that_was_ever_enrolled(
     known = [life.cluster(uid) for uid in CLUSTERS]
     expected = [enrolment.view(cluster) for cluster in known if cluster.uid]
     assert [project_rows.cluster(row) for row in rows] == expected
+
+
+BACK_OFF = workload.Reason(code="CRASH_LOOP_BACKOFF")
+REPLICA_FACTS = st.sampled_from(
+    [
+        workload.ReplicaPending(uid="rep_1", reason=workload.Reason(code="IMAGE_PULL")),
+        workload.ReplicaPending(uid="rep_1", reason=BACK_OFF),
+        workload.ReplicaStarted(uid="rep_1"),
+        workload.ReplicaReady(uid="rep_1"),
+        workload.ReplicaUnready(uid="rep_1"),
+        workload.ReplicaEnded(uid="rep_1", exit=1),
+        workload.ReplicaDraining(uid="rep_1"),
+        workload.ReplicaLost(uid="rep_1"),
+        workload.ReplicaFound(uid="rep_1"),
+        workload.ReplicaReleased(uid="rep_1"),
+    ]
+)
+
+
+def shows(replica: observation.Replica) -> shown.ReplicaState.ValueType:
+    """Where a replica stands, by all that was stated of it."""
+    if replica.released:
+        return shown.REPLICA_STATE_ENDED
+    if replica.lost:
+        return shown.REPLICA_STATE_LOST
+    if replica.draining:
+        return shown.REPLICA_STATE_DRAINING
+    if replica.pending is None and replica.run >= 0:
+        return shown.REPLICA_STATE_RUNNING
+    backs_off = replica.pending is not None and replica.pending.code == BACK_OFF.code
+    return shown.REPLICA_STATE_BACKOFF if backs_off else shown.REPLICA_STATE_PENDING
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(facts=st.lists(REPLICA_FACTS))
+def test_a_replicas_row_shows_where_its_facts_say_that_it_stands(
+    replica_table: Rows, facts: list[Message]
+) -> None:
+    subject = workload.Subject(workload="wkl_1", project="acme")
+    said = [workload.ReplicaScheduled(uid="rep_1", subject=subject), *facts]
+    # What is gone for good is told nothing more of.
+    gone = next((n for n, fact in enumerate(said, 1) if "Released" in type(fact).__name__), None)
+    records = [record("executor/here", fact) for fact in said[:gone]]
+    replica = observation.fold(records)
+    writes = writes_of(replica_rows.project, records)
+    (row,) = replica_table.after(writes, "find_replicas", ["rep_1"])
+    assert replica_rows.replica(row).state == shows(replica)
+    assert replica_rows.replica(row).ready == replica.ready
+    counted = replica_table.after(writes, "live_replicas", shown.REPLICA_STATE_LOST)
+    there = [] if replica.released else [(shows(replica), 1)]
+    assert [tuple(row) for row in counted] == there
 
 
 def test_before_a_cluster_is_folded_anew_what_it_alone_had_said_is_forgotten(
