@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -452,6 +453,9 @@ def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
     0 where it was told to end, 1 where something failed, EXIT_REFUSED where no other start will
     fare better before somebody has mended what its last lines say.
     """
+    # What is loaded by now stays: to look through all of it for garbage, again and again, would hold up
+    # every call for as long.
+    gc.freeze()
     try:
         common = config.load(Common, os.environ)
         telemetry.start_logs(common)

@@ -7,6 +7,7 @@ Prints a table, and writes the same to `build/bench.json`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main(asked: Sequence[str]) -> int:
     if unknown:
         print(f"There is no part {', '.join(unknown)}; there are {', '.join(PARTS)}.")
         return 2
+    # As in every process of the platform.
+    gc.freeze()
     rows: list[Row] = []
     for name in asked or PARTS:
         began = time.monotonic()
