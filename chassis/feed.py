@@ -15,6 +15,7 @@ from chassis.journal import Page
 from chassis.refusals import Unavailable
 from fermion.api.journal import v1 as api
 
+# Facts that are read at one go, unless whoever reads takes more.
 PAGE_MAX = 500
 SILENT_SECONDS = 2.0
 AGAIN_SECONDS = 0.2
@@ -93,17 +94,20 @@ class Feed:
         page = await self._log.read(position, 1)
         return page.head, page.records[0].record_time if page.records else None
 
-    async def pages(self, after: int, epoch: int) -> AsyncGenerator[Sequence[Recorded], None]:
+    async def pages(
+        self, after: int, epoch: int, size: int = PAGE_MAX
+    ) -> AsyncGenerator[Sequence[Recorded], None]:
         """
         Give contiguous pages for ever, an empty one after each silence; close it when done.
 
-        `epoch` is that of what was read so far, 0 for nothing. Raises NewLineage, and LostTail where
-        the stream may hold more of what the journal has lost: nobody may act on it.
+        `epoch` is that of what was read so far, 0 for nothing; `size` is how many facts are read of
+        the log at one go. Raises NewLineage, and LostTail where the stream may hold more of what the
+        journal has lost: nobody may act on it.
         """
         position = after
         while True:
             start = position
-            page = await self._read(position, PAGE_MAX)
+            page = await self._read(position, size)
             if page is not None:
                 if epoch and page.epoch != epoch:
                     raise NewLineage(page.epoch, page.epoch_first)

@@ -42,6 +42,8 @@ from fermion.api.journal import v1 as api
 
 # How often `reached` looks where the reader runs in another process.
 REACHED_POLL_SECONDS = 0.05
+# Facts that are folded at one go: a page costs a transaction, and as much for a few as for many.
+FOLD_PAGE_MAX = 2000
 # So long facts that are only counted wait for more of them.
 LINGER_SECONDS = 0.05
 # So often an idle reader looks whether its parking was emptied by another process.
@@ -236,6 +238,7 @@ class Reader:
         self._folder = consumer if isinstance(consumer, Folder) else None
         self._decider = None if isinstance(consumer, Folder) else consumer
         self._handles = consumer.handles
+        self._page_max = PAGE_MAX if self._folder is None else FOLD_PAGE_MAX
         self._journal = journal
         self._database = database
         self._queries = queries
@@ -352,7 +355,7 @@ class Reader:
         await self._retry_unknown()
         try:
             loop, again = asyncio.get_running_loop(), 0.0
-            feed = self.feed.pages(at.position, at.epoch if at.position else 0)
+            feed = self.feed.pages(at.position, at.epoch if at.position else 0, self._page_max)
             async with aclosing(feed) as pages, aclosing(self._gathered(pages)) as gathered:
                 async for page in gathered:
                     if self._lease.held() is None:
@@ -398,7 +401,7 @@ class Reader:
                 waiting += page
                 if not page and not waiting:
                     yield ()
-                elif len(waiting) >= PAGE_MAX or not all(map(self._only_counts, page)):
+                elif len(waiting) >= self._page_max or not all(map(self._only_counts, page)):
                     yield waiting
                     waiting = []
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.message import Message
@@ -116,7 +116,7 @@ class RestoredLog:
     async def restore(self, position: int) -> None:
         """Forget what came after a position; returns when it is read anew, which ends with `back`."""
         self.epoch = 2
-        self.records = tuple(replace(record, epoch=2) for record in self.records[:position])
+        self.records = tuple(record._replace(epoch=2) for record in self.records[:position])
         await self._reread.wait()
 
     async def read(self, after: int, limit: int) -> Page:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,6 +19,8 @@ METERED: Final = "billing/executor"
 # A moment that a fact tells: milliseconds since 1970, the fact's position, its class of evidence.
 Seen = tuple[int, int, int]
 NOT_SEEN: Final = (None,) * 3
+NO_SUBJECT: Final = (None,) * 17
+NOT_BOUND: Final = (None,) * 10
 FORGET: Final = (
     *("forget_runs", "forget_gaps", "forget_changes", "forget_corrections", "forget_missed"),
     *("forget_replicas", "forget_volumes", "forget_finished", "forget_unproven", "forget_proof"),
@@ -56,46 +58,11 @@ class Enrolments:
         return [Write("unenrol", "unenrol", ())]
 
 
-class Meter:
-    """Folds the facts that time is metered by; each fills a slot of its own, whatever came before."""
+class Where(NamedTuple):
+    """Where a fact stands: in the journal of a cluster's executor, at a position."""
 
-    name = METERED
-    source = "executor"
-    handles = frozenset(
-        {
-            workload.ReplicaScheduled.DESCRIPTOR.full_name,
-            workload.ReplicaStarted.DESCRIPTOR.full_name,
-            workload.ReplicaEnded.DESCRIPTOR.full_name,
-            workload.ReplicaDraining.DESCRIPTOR.full_name,
-            workload.ReplicaLost.DESCRIPTOR.full_name,
-            workload.ReplicaFound.DESCRIPTOR.full_name,
-            workload.ReplicaRunMissed.DESCRIPTOR.full_name,
-            workload.ReplicaRunCorrected.DESCRIPTOR.full_name,
-            workload.ReplicaResized.DESCRIPTOR.full_name,
-            workload.ReplicaRelabelled.DESCRIPTOR.full_name,
-            workload.ReplicaReleased.DESCRIPTOR.full_name,
-            workload.VolumeBound.DESCRIPTOR.full_name,
-            workload.VolumeDeleted.DESCRIPTOR.full_name,
-            workload.WorkloadFinished.DESCRIPTOR.full_name,
-            workload.ProofOfLife.DESCRIPTOR.full_name,
-            workload.Watermark.DESCRIPTOR.full_name,
-        }
-    )
-
-    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
-        """Choose the writes of a page of facts: one a table, and each row in it once."""
-        page = Page()
-        for fact in facts:
-            page.fill(fact)
-        return page.writes()
-
-    def written(self) -> None:
-        """Nobody waits for it."""
-
-    def clear(self, journal: str) -> Sequence[Write]:
-        """Forget what one cluster said, before it is folded anew."""
-        cluster = journal.partition("/")[2]
-        return [Write(name, "clear", (cluster,)) for name in FORGET]
+    cluster: str
+    position: int
 
 
 @dataclass(slots=True)
@@ -136,7 +103,7 @@ class _Pair:
 
 @dataclass(slots=True)
 class Page:
-    """The slots that some facts of executors' journals fill, gathered by row."""
+    """The slots that some facts of executors' journals fill, gathered by row; `Meter` writes them."""
 
     replicas: dict[str, _Replica] = field(default_factory=dict)
     runs: dict[tuple[str, int], _Pair] = field(default_factory=dict)
@@ -151,45 +118,9 @@ class Page:
 
     def fill(self, fact: Recorded) -> None:
         """Take one fact in."""
-        cluster, at = fact.journal.partition("/")[2], fact.position
-        # The most frequent ones first.
-        match fact.message:
-            case workload.ReplicaStarted() as said:
-                self._subject(said.uid, cluster, said.subject, at)
-                self._run(said.uid, said.run).begins(_seen(said.witness, at))
-            case workload.ReplicaEnded() as said:
-                self._run(said.uid, said.run).ends(_seen(said.witness, at))
-            case workload.ReplicaScheduled() as said:
-                found = self._subject(said.uid, cluster, said.subject, at)
-                found.scheduled = found.scheduled or _seen(said.witness, at)
-            case workload.ReplicaReleased() as said:
-                found = self._replica(said.uid, cluster, said.project)
-                found.released = found.released or _seen(said.witness, at)
-            case workload.ReplicaDraining() as said:
-                found = self._replica(said.uid, cluster, said.project)
-                when, position, evidence = _seen(said.witness, at)
-                found.drain = found.drain or (when, said.cause, position, evidence)
-            case workload.WorkloadFinished() as said:
-                when = milliseconds(said.witness.occurred_time)
-                self.finished.append((said.uid, cluster, said.project, when, at))
-            case workload.ReplicaLost() as said:
-                self._gap(said.uid, said.n).begins(_seen(said.witness, at))
-            case workload.ReplicaFound() as said:
-                self._gap(said.uid, said.n).ends(_seen(said.witness, at))
-            case workload.ProofOfLife() as said:
-                alive = (cluster, milliseconds(said.until_time), at, sorted(said.except_replicas))
-                self.proofs.append(Write("prove", cluster, alive))
-            case workload.Watermark() as said:
-                through = (cluster, milliseconds(said.through_time))
-                self.proofs.append(Write("pass", cluster, through))
-            case workload.VolumeBound() as said:
-                volume = self._volume(said.uid, cluster, said.subject.project)
-                volume.bound = volume.bound or _bound(said, at)
-            case workload.VolumeDeleted() as said:
-                volume = self._volume(said.uid, cluster, said.project)
-                volume.deleted = volume.deleted or _seen(said.witness, at)
-            case other:
-                self._rare(other, at)
+        said = fact.message
+        if said is not None and (take := TAKES.get(type(said))) is not None:
+            take(self, said, Where(fact.journal.partition("/")[2], fact.position))
 
     def writes(self) -> Sequence[Write]:
         """Choose the writes of all that was taken in."""
@@ -227,45 +158,97 @@ class Page:
             *self.proofs,
         ]
 
-    def _rare(self, message: Message | None, at: int) -> None:
-        match message:
-            case workload.ReplicaResized(uid=uid, sku=sku) as said:
-                self.changes.append(
-                    (
-                        *(uid, True, said.n, *_seen(said.witness, at), None),
-                        *(sku.gpu_type, sku.gpu_milli, sku.cpu_milli, sku.memory_bytes),
-                    )
-                )
-            case workload.ReplicaRelabelled(uid=uid) as said:
-                seen = _seen(said.witness, at)
-                labels = _labels(said.labels)
-                self.changes.append((uid, False, said.n, *seen, labels, None, None, None, None))
-            case workload.ReplicaRunCorrected(uid=uid) as said:
-                start = milliseconds(said.start_time) if said.HasField("start_time") else None
-                end = milliseconds(said.end_time) if said.HasField("end_time") else None
-                seen = _seen(said.witness, at)
-                self.corrections.append((uid, said.n, said.run, start, end, *seen))
-            case workload.ReplicaRunMissed(uid=uid) as said:
-                window = milliseconds(said.window_start_time), milliseconds(said.window_end_time)
-                evidence = said.witness.evidence
-                self.missed.append((uid, said.from_run, said.to_run, *window, at, evidence))
+    # What becomes of each type; the most frequent ones first.
 
-    def _replica(self, uid: str, cluster: str, project: str) -> _Replica:
+    def _started(self, said: workload.ReplicaStarted, where: Where) -> None:
+        self._subject(said.uid, said.subject, where)
+        self._run(said.uid, said.run).begins(_seen(said.witness, where))
+
+    def _ended(self, said: workload.ReplicaEnded, where: Where) -> None:
+        self._run(said.uid, said.run).ends(_seen(said.witness, where))
+
+    def _scheduled(self, said: workload.ReplicaScheduled, where: Where) -> None:
+        found = self._subject(said.uid, said.subject, where)
+        found.scheduled = found.scheduled or _seen(said.witness, where)
+
+    def _released(self, said: workload.ReplicaReleased, where: Where) -> None:
+        found = self._replica(said.uid, said.project, where)
+        found.released = found.released or _seen(said.witness, where)
+
+    def _draining(self, said: workload.ReplicaDraining, where: Where) -> None:
+        found = self._replica(said.uid, said.project, where)
+        when, position, evidence = _seen(said.witness, where)
+        found.drain = found.drain or (when, said.cause, position, evidence)
+
+    def _finished(self, said: workload.WorkloadFinished, where: Where) -> None:
+        when = milliseconds(said.witness.occurred_time)
+        self.finished.append((said.uid, where.cluster, said.project, when, where.position))
+
+    def _lost(self, said: workload.ReplicaLost, where: Where) -> None:
+        self._gap(said.uid, said.n).begins(_seen(said.witness, where))
+
+    def _found(self, said: workload.ReplicaFound, where: Where) -> None:
+        self._gap(said.uid, said.n).ends(_seen(said.witness, where))
+
+    def _proved(self, said: workload.ProofOfLife, where: Where) -> None:
+        cluster, until = where.cluster, milliseconds(said.until_time)
+        alive = (cluster, until, where.position, sorted(said.except_replicas))
+        self.proofs.append(Write("prove", cluster, alive))
+
+    def _passed(self, said: workload.Watermark, where: Where) -> None:
+        through = (where.cluster, milliseconds(said.through_time))
+        self.proofs.append(Write("pass", where.cluster, through))
+
+    def _bound(self, said: workload.VolumeBound, where: Where) -> None:
+        volume = self._volume(said.uid, said.subject.project, where)
+        volume.bound = volume.bound or _stored(said, where)
+
+    def _deleted(self, said: workload.VolumeDeleted, where: Where) -> None:
+        volume = self._volume(said.uid, said.project, where)
+        volume.deleted = volume.deleted or _seen(said.witness, where)
+
+    def _resized(self, said: workload.ReplicaResized, where: Where) -> None:
+        sku = said.sku
+        self.changes.append(
+            (
+                *(said.uid, True, said.n, *_seen(said.witness, where), None),
+                *(sku.gpu_type, sku.gpu_milli, sku.cpu_milli, sku.memory_bytes),
+            )
+        )
+
+    def _relabelled(self, said: workload.ReplicaRelabelled, where: Where) -> None:
+        seen, labels = _seen(said.witness, where), _labels(said.labels)
+        self.changes.append((said.uid, False, said.n, *seen, labels, None, None, None, None))
+
+    def _corrected(self, said: workload.ReplicaRunCorrected, where: Where) -> None:
+        start = milliseconds(said.start_time) if said.HasField("start_time") else None
+        end = milliseconds(said.end_time) if said.HasField("end_time") else None
+        seen = _seen(said.witness, where)
+        self.corrections.append((said.uid, said.n, said.run, start, end, *seen))
+
+    def _missed(self, said: workload.ReplicaRunMissed, where: Where) -> None:
+        window = milliseconds(said.window_start_time), milliseconds(said.window_end_time)
+        evidence = said.witness.evidence
+        self.missed.append(
+            (said.uid, said.from_run, said.to_run, *window, where.position, evidence)
+        )
+
+    # Rows.
+
+    def _replica(self, uid: str, project: str, where: Where) -> _Replica:
         found = self.replicas.get(uid)
         if found is None:
-            found = self.replicas[uid] = _Replica(cluster, project)
+            found = self.replicas[uid] = _Replica(where.cluster, project)
         return found
 
-    def _subject(
-        self, uid: str, cluster: str, subject: workload.Subject, position: int
-    ) -> _Replica:
-        found = self._replica(uid, cluster, subject.project)
+    def _subject(self, uid: str, subject: workload.Subject, where: Where) -> _Replica:
+        found = self._replica(uid, subject.project, where)
         if found.subject is None:
-            found.subject = _whose(subject, position)
+            found.subject = _whose(subject, where.position)
         return found
 
-    def _volume(self, uid: str, cluster: str, project: str) -> _Volume:
-        return self.volumes.setdefault(uid, _Volume(cluster, project))
+    def _volume(self, uid: str, project: str, where: Where) -> _Volume:
+        return self.volumes.setdefault(uid, _Volume(where.cluster, project))
 
     def _run(self, uid: str, run: int) -> _Pair:
         found = self.runs.get((uid, run))
@@ -277,8 +260,48 @@ class Page:
         return self.gaps.setdefault((uid, n), _Pair())
 
 
-NO_SUBJECT: Final = (None,) * 17
-NOT_BOUND: Final = (None,) * 10
+# What a fact does is looked up: asking it for each type in turn would cost more than all the rest.
+TAKES: Final[Mapping[type[Message], Callable[..., None]]] = {
+    workload.ReplicaStarted: Page._started,
+    workload.ReplicaEnded: Page._ended,
+    workload.ReplicaScheduled: Page._scheduled,
+    workload.ReplicaReleased: Page._released,
+    workload.ReplicaDraining: Page._draining,
+    workload.WorkloadFinished: Page._finished,
+    workload.ReplicaLost: Page._lost,
+    workload.ReplicaFound: Page._found,
+    workload.ProofOfLife: Page._proved,
+    workload.Watermark: Page._passed,
+    workload.VolumeBound: Page._bound,
+    workload.VolumeDeleted: Page._deleted,
+    workload.ReplicaResized: Page._resized,
+    workload.ReplicaRelabelled: Page._relabelled,
+    workload.ReplicaRunCorrected: Page._corrected,
+    workload.ReplicaRunMissed: Page._missed,
+}
+
+
+class Meter:
+    """Folds the facts that time is metered by; each fills a slot of its own, whatever came before."""
+
+    name = METERED
+    source = "executor"
+    handles = frozenset(kind.DESCRIPTOR.full_name for kind in TAKES)
+
+    def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+        """Choose the writes of a page of facts: one a table, and each row in it once."""
+        page = Page()
+        for fact in facts:
+            page.fill(fact)
+        return page.writes()
+
+    def written(self) -> None:
+        """Nobody waits for it."""
+
+    def clear(self, journal: str) -> Sequence[Write]:
+        """Forget what one cluster said, before it is folded anew."""
+        cluster = journal.partition("/")[2]
+        return [Write(name, "clear", (cluster,)) for name in FORGET]
 
 
 def milliseconds(time: Timestamp) -> int:
@@ -298,12 +321,12 @@ def _whose(subject: workload.Subject, position: int) -> tuple[object, ...]:
     )
 
 
-def _bound(said: workload.VolumeBound, position: int) -> tuple[object, ...]:
+def _stored(said: workload.VolumeBound, where: Where) -> tuple[object, ...]:
     subject = said.subject
     return (
         *(subject.owner, subject.owner_uid, subject.kind, subject.user, subject.purchase),
         *(_labels(subject.labels), subject.sku.storage_bytes),
-        *_seen(said.witness, position),
+        *_seen(said.witness, where),
     )
 
 
@@ -314,8 +337,8 @@ def _pairs(pairs: Mapping[tuple[str, int], _Pair]) -> list[tuple[object, ...]]:
     ]
 
 
-def _seen(witness: workload.Witness, position: int) -> Seen:
-    return milliseconds(witness.occurred_time), position, witness.evidence
+def _seen(witness: workload.Witness, where: Where) -> Seen:
+    return milliseconds(witness.occurred_time), where.position, witness.evidence
 
 
 def _labels(labels: Mapping[str, str]) -> str:

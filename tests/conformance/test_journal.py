@@ -513,7 +513,7 @@ async def outcome(stand: Stand, command: Command) -> object:
     except Exception as error:
         told = getattr(error, "outcome", getattr(error, "reason", ""))
         return type(error).__name__, told
-    return committed.position, [replace(fact, record_time=NOON) for fact in committed.records]
+    return committed.position, [fact._replace(record_time=NOON) for fact in committed.records]
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -40,7 +39,7 @@ RECORDED = Recorded(
     ),
 )
 def test_a_fact_is_read_as_it_was_written(at: datetime, meta: Meta) -> None:
-    fact = replace(RECORDED, record_time=at, meta=meta)
+    fact = RECORDED._replace(record_time=at, meta=meta)
     assert from_record(to_record(fact), REGISTRY) == fact
 
 
@@ -54,7 +53,7 @@ def test_a_moment_is_read_to_the_microsecond(seconds: int, nanos: int) -> None:
 
 def test_a_fact_of_unknown_type_keeps_its_bytes() -> None:
     unknown = from_record(to_record(RECORDED), Registry())
-    assert unknown == replace(RECORDED, message=None)
+    assert unknown == RECORDED._replace(message=None)
     assert to_record(unknown) == to_record(RECORDED)
 
 
@@ -88,7 +87,7 @@ def test_a_fold_gives_each_fact_with_the_time_it_was_recorded() -> None:
 
 def test_a_fold_never_passes_over_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"google\.protobuf\.Struct at sample/0:7"):
-        fold(lambda state, fact, at: state, None, [replace(RECORDED, message=None)])
+        fold(lambda state, fact, at: state, None, [RECORDED._replace(message=None)])
 
 
 def test_a_meta_says_by_itself_only_who_did_it() -> None:
