@@ -15,7 +15,7 @@ import nats
 import pytest
 
 from chassis import bus as bus_module
-from chassis.bus import Away, Bus, Foreign, OutOfSequence, Tail, headers_of
+from chassis.bus import Away, Bus, Foreign, OutOfSequence, Tail, headers_of, nudge_subject
 from chassis.embedded import Nats, free_port
 from chassis.envelope import FACT_BYTES_MAX
 from fermion.api.journal import v1 as api
@@ -171,9 +171,9 @@ async def test_a_fact_travels_with_six_headers_and_its_record(bus: Bus) -> None:
 
 async def test_headers_that_are_for_subscribers_are_not_read_by_the_bus(bus: Bus) -> None:
     # By a method that is not nats-py's to promise: where it goes, all works on, and slower.
-    inbox = bus._client.new_inbox()
-    subscription = await bus._client.subscribe(inbox)
-    await bus._client.publish(inbox, b"fact", headers=headers_of(fact(1)))
+    subject = nudge_subject(JOURNAL)
+    subscription = await bus._client.subscribe(subject)
+    await bus._client.publish(subject, b"fact", headers=headers_of(fact(1)))
     message = await subscription.next_msg(timeout=10)
     assert (message.data, message.headers) == (b"fact", None)
 
