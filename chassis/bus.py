@@ -199,7 +199,12 @@ class Bus:
         )
 
     async def delete_stream(self, journal: str) -> None:
-        """Take the journal's stream away; the relay makes and fills another one."""
+        """
+        Take the journal's stream away; the relay makes and fills another one.
+
+        The server says that it is gone also where the files of an earlier one were still in its way
+        (2.15.1), and the next one begins with what this one had: who makes it looks at its tail.
+        """
         try:
             await self._api(f"STREAM.DELETE.{stream_name(journal)}", {})
         except _NotFound:

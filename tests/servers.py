@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,5 +74,17 @@ async def nats_server(nats_session: NatsServer) -> AsyncIterator[NatsServer]:
             inbox_prefix=f"_INBOX_{service}".encode(),
         )
         stream = f"FERMION_{service}_{SHARDS.get(service, '0')}"
+        await _taken_away(nats_session, stream)
         await client.request(f"$JS.API.STREAM.DELETE.{stream}", b"", timeout=5)
         await client.close()
+
+
+async def _taken_away(server: NatsServer, stream: str) -> None:
+    """Wait for the files of a stream that was deleted: they keep the next deletion from its own."""
+    deadline = time.monotonic() + 60
+    while True:
+        left = [*server.keys.parent.glob(f"store/jetstream/*/streams/.{stream}")]
+        if not left:
+            return
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0.01)
