@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, TypeAlias, cast
@@ -27,6 +27,7 @@ from services.billing.accounts import Accounts, Look, Question
 from services.billing.aggregate import Prices
 from services.billing.book import Book
 from services.billing.config import Settings
+from services.billing.live import Live
 from services.billing.metering import HOUR_MS, Segment, Sku
 
 PAGE_SIZE: Final = 100
@@ -35,6 +36,14 @@ QUIET_SECONDS: Final = 5.0
 
 # Keys, state, whether it is billed, and model.
 Used: TypeAlias = tuple[tuple[str, ...], api.BillableState.ValueType, bool, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is watched: a project or all of them, from a moment or from the month's beginning on."""
+
+    project: str | None
+    start_ms: int | None
 
 
 class PriceServicer(service_pb2_grpc.PriceServiceServicer):
@@ -105,8 +114,8 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
     def __init__(self, kernel: Kernel[Settings], books: Accounts) -> None:
         self._accounts = books
         self._clock = kernel.clock
-        self._settings = kernel.settings
         self._slack = round(2000 * kernel.settings.proof_seconds)
+        self._live = Live(self._total, kernel.settings.look_seconds, kernel.clock)
 
     async def GetUsage(
         self, request: api.GetUsageRequest, context: Context
@@ -181,26 +190,33 @@ class CostServicer(service_pb2_grpc.CostServiceServicer):
         self, request: api.WatchCostRequest, context: Context
     ) -> AsyncIterator[api.WatchCostResponse]:
         """Tell the total again whenever it has changed, and now and then how old it is."""
-        project = _project(request.parent)
+        start = milliseconds(request.start_time.ToDatetime(tzinfo=UTC))
+        watched = Watched(_project(request.parent), start if _said(request.start_time) else None)
         last, at = api.WatchCostResponse(), float("-inf")
-        while True:
-            now = self._clock.now()
-            start, _ = self._period(request.start_time, Timestamp())
-            look = await self._accounts.look(project)
-            costs = await self._costs(Question(start, milliseconds(now), project), look, (), "")
-            response = api.WatchCostResponse(
-                total=_costs_of({(): _merged(costs.values())})[()],
-                currency=look.in_force(milliseconds(now)).currency,
-            )
-            _set(response.through_time, look.through_ms)
-            passed = self._clock.monotonic() - at
-            if response.total != last.total or passed >= QUIET_SECONDS:
-                last, at = response, self._clock.monotonic()
-                told = api.WatchCostResponse()
-                told.CopyFrom(response)
-                told.compute_time.FromDatetime(now)
-                yield told
-            await asyncio.sleep(self._settings.look_seconds)
+        async with aclosing(self._live.follow(watched)) as totals:
+            async for response in totals:
+                passed = self._clock.monotonic() - at
+                if response.total != last.total or passed >= QUIET_SECONDS:
+                    last, at = response, self._clock.monotonic()
+                    yield response
+
+    async def _total(self, watched: Watched) -> api.WatchCostResponse:
+        """What a project has cost so far, whoever asks."""
+        now = self._clock.now()
+        began = watched.start_ms
+        start, end = _ordered(
+            milliseconds(_month_of(now)) if began is None else began, milliseconds(now)
+        )
+        look = await self._accounts.look(watched.project)
+        asked = Question(start, end, watched.project)
+        costs = await self._costs(asked, look, (), "")
+        response = api.WatchCostResponse(
+            total=_costs_of({(): _merged(costs.values())})[()],
+            currency=look.in_force(end).currency,
+        )
+        _set(response.through_time, look.through_ms)
+        response.compute_time.FromDatetime(now)
+        return response
 
     async def GetStatement(
         self, request: api.GetStatementRequest, context: Context
