@@ -375,7 +375,7 @@ def _volume(row: Record) -> metering.Volume:
     return metering.Volume(
         uid=row["uid"],
         cluster=row["cluster"],
-        subject=None if subject is None else replace(subject, sku=sku),
+        subject=None if subject is None else subject._replace(sku=sku),
         bound=_moment(row, "bound", "VolumeBound"),
         deleted=_moment(row, "deleted", "VolumeDeleted"),
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.envelope import Recorded
 from chassis.journal import Write
 from fermion.api.projects import v1 as projects
 from fermion.api.workload import v1 as workload
+from services.billing.metering import milliseconds
 
 METERED: Final = "billing/executor"
 # A moment that a fact tells: milliseconds since 1970, the fact's position, its class of evidence.
@@ -302,11 +302,6 @@ class Meter:
         """Forget what one cluster said, before it is folded anew."""
         cluster = journal.partition("/")[2]
         return [Write(name, "clear", (cluster,)) for name in FORGET]
-
-
-def milliseconds(time: Timestamp) -> int:
-    """Whole milliseconds since 1970."""
-    return time.seconds * 1000 + time.nanos // 1_000_000
 
 
 def _whose(subject: workload.Subject, position: int) -> tuple[object, ...]:
