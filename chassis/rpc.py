@@ -236,6 +236,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._closed = False
         # One for each stream: thousands that waited for the same one would each look through them all.
         self._closing: set[asyncio.Future[None]] = set()
@@ -254,11 +255,20 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a call."""
-        handler = await continuation(handler_call_details)
+        """Wrap the handler of a call; the same one for all calls of a method."""
         method = str(handler_call_details.method)
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
         if handler is None or method.startswith(OPEN):
             return handler
+        wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary),
@@ -401,6 +411,26 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                     yield response
 
 
+@dataclass(frozen=True, slots=True)
+class _ByName:
+    """
+    What services are added to: a server that finds each call by its name.
+
+    For calls that are registered with it, too, gRPC begins a task each that waits for the next one,
+    and looks through all of them whenever any call comes.
+    """
+
+    server: grpc.aio.Server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Take handlers that know their calls' names."""
+        self.server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Do without: the generic ones are the same."""
+        del service, handlers
+
+
 class Server:
     """One gRPC server for all of a process's services, dispatched by their names."""
 
@@ -428,12 +458,13 @@ class Server:
             ],
         )
         self.names: list[str] = []
+        by_name = cast(grpc.aio.Server, _ByName(self._server))
         for mount in mounts:
-            mount.add(mount.servicer, self._server)
+            mount.add(mount.servicer, by_name)
             self.names.append(mount.service_name)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, by_name)
         reflection.enable_server_reflection(
-            (*self.names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*self.names, health.SERVICE_NAME, reflection.SERVICE_NAME), by_name
         )
         if not listen.startswith(SOCKETS):
             listening.check(LISTEN, listen)

@@ -119,7 +119,8 @@ def current_traceparent(metadata: Mapping[str, str]) -> str:
     It stands in facts for ever, so what a caller sends is taken only where it is one.
     """
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    if recording():
+        propagate.inject(carrier)
     found = carrier.get("traceparent") or metadata.get("traceparent", "")
     if _TRACEPARENT.fullmatch(found):
         return found
