@@ -216,6 +216,15 @@ UPDATE checkpoint
  WHERE reader = $1
    AND journal = $2;
 
+-- advance_checkpoint: The same from where it is expected to be; no row where it is elsewhere, or stands still.
+UPDATE checkpoint
+   SET epoch = $4, position = $5, folded = folded + $6, passed_over = passed_over + $7
+ WHERE reader = $1
+   AND journal = $2
+   AND position = $3
+   AND halted IS NULL
+RETURNING position;
+
 -- adopt_epoch: Go on in a new lineage, what was read being true in it, too.
 UPDATE checkpoint
    SET epoch = $3

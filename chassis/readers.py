@@ -653,17 +653,15 @@ class Reader:
         """Write rows and checkpoint in one transaction."""
         handled = [fact for fact, _ in group.handled]
         writes = folder.write(handled) if handled else ()
+        moved = (group.after, group.epoch, group.last, len(handled), group.passed_over)
         async with self._transaction() as connection:
-            await self._hold(connection, group.after)
+            # First of all, which takes its lock, too: each statement more is a way there and back.
+            if (
+                await connection.fetchval(_queries["advance_checkpoint"], *self._key, *moved)
+                is None
+            ):
+                raise Overtaken(self.name)
             await execute_writes(connection, self._queries, writes)
-            await connection.execute(
-                _queries["move_checkpoint"],
-                *self._key,
-                group.epoch,
-                group.last,
-                len(handled),
-                group.passed_over,
-            )
         if handled:
             folder.written()
         self._advance(group.last)
