@@ -112,14 +112,17 @@ class Feed:
                 if epoch and page.epoch != epoch:
                     raise NewLineage(page.epoch, page.epoch_first)
                 epoch = page.epoch
-                if page.records:
-                    position = page.records[-1].position
-                    yield page.records
+            if page is not None and page.records:
+                position = page.records[-1].position
+                yield page.records
+                if position < page.head:
                     continue
-            yield ()
-            if page is not None and page.head < position:
-                _log.error("%s ends at %d, and %d was read", self.journal, page.head, position)
-                raise LostTail(page.epoch, page.head)
+                # There was no more: it is not asked for before there is.
+            else:
+                yield ()
+                if page is not None and page.head < position:
+                    _log.error("%s ends at %d, and %d was read", self.journal, page.head, position)
+                    raise LostTail(page.epoch, page.head)
             if self._bus is not None:
                 async with aclosing(self._live(position, epoch, self._bus)) as live:
                     async for records in live:

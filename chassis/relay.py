@@ -205,15 +205,19 @@ class Relay:
                 await self._journal.grown(position, POLL_SECONDS)
                 records = await self._next(position)
                 continue
+            last = records[-1].position
             async with asyncio.TaskGroup() as group:
-                ahead = group.create_task(
-                    self._next(records[-1].position), name="relay reads ahead"
-                )
                 sent = group.create_task(self._publish(records, position), name="relay publishes")
+                # Where there was no more it is not asked for before there is.
+                ahead = (
+                    group.create_task(self._next(last), name="relay reads ahead")
+                    if last < self.head
+                    else None
+                )
             fault = sent.result()
             if fault is not None:
                 raise fault
-            position, records = records[-1].position, ahead.result()
+            position, records = last, () if ahead is None else ahead.result()
             self._moved(position)
             self._tell(None)
             quiet = loop.time()
