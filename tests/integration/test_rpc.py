@@ -638,6 +638,12 @@ async def test_the_server_tells_what_it_serves(house: House) -> None:
     assert {SERVICE, KEYS, "grpc.health.v1.Health"} <= found
 
 
+async def test_no_task_waits_for_each_call_that_there_is(house: House) -> None:
+    await house.projects.GetProject(ACME, metadata=house.as_ada())
+    waiting = [task for task in asyncio.all_tasks() if "registered_call" in repr(task.get_coro())]
+    assert waiting == []
+
+
 async def test_a_port_that_is_taken_is_told(house: House, people: People) -> None:
     door = rpc.door(house.callers, (), {}, Metrics())
     with pytest.raises(Refused) as error:
