@@ -35,7 +35,7 @@ from services.executor import aggregate, figures, observation
 from services.executor.aggregate import Known, Volume, Wanted, Work
 from services.executor.cluster import Away, Cluster, Listing, Unhonoured
 from services.executor.config import USAGE_KEPT, Settings
-from services.executor.observation import Replica, ReplicaObservation
+from services.executor.observation import Phase, Replica, ReplicaObservation
 
 # So long nothing may happen before everything is looked at again.
 LOOK_SECONDS_MAX: Final = 1.0
@@ -282,6 +282,9 @@ class Reconciler:
         replica = reign.replicas[seen.uid]
         work = wanted.get(seen.workload)
         if work is None and not replica.uid:
+            if reign.works[seen.workload].finished and not seen.runs:
+                # Whoever made it was overtaken meanwhile; it never ran, and is taken away below.
+                return True
             if seen.uid not in reign.strangers:
                 reign.strangers.add(seen.uid)
                 _log.error(
@@ -407,12 +410,17 @@ class Reconciler:
             await reign.replicas.say(replica.uid, facts, _meta(wanted), reign.writer)
 
     async def _forget(self, reign: Reign, uid: str, listing: Listing) -> None:
-        """Let the cluster's records of a finished workload go: all that they told is durable."""
+        """
+        Let the cluster's records of a finished workload go: all that they told is durable, or there
+        is nothing that they could tell, as it had ended before they were made.
+        """
         if uid not in reign.closed:
             await self._cluster.close(uid)
             reign.closed[uid] = self._clock.now()
         for seen in listing.replicas:
-            if seen.workload == uid and reign.replicas[seen.uid].released:
+            known = reign.replicas[seen.uid]
+            never_ran = not known.uid and not seen.runs and seen.phase is Phase.ENDED
+            if seen.workload == uid and (known.released or never_ran):
                 await self._cluster.forget(seen.uid)
 
     async def _forget_finished(

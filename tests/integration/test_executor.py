@@ -28,7 +28,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
-from services.executor import keeping, limits
+from services.executor import folder, keeping, limits
 from services.executor.cluster_local import LocalCluster
 from services.executor.ground import Ground
 from tests.clusters import end
@@ -228,6 +228,30 @@ async def test_what_its_executor_died_before_it_could_forget_is_forgotten_later(
     kept.rename(there)
     (cluster / "changes").touch()
     await until(found, lambda each: each == (True, False), "was not forgotten later")
+
+
+async def test_what_an_overtaken_executor_makes_of_a_workload_that_is_over_is_taken_away(
+    stage: Stage, tmp_path: Path
+) -> None:
+    said = work(*python("pass"))
+    await stage.say(admitted(said))
+    await stage.stated("ReplicaReleased")
+    await stage.say(workload.HoldReleased(uid=said.uid, project=said.project))
+    await stage.unwanted(said.uid)
+    there = tmp_path / "home" / "cluster" / "replicas" / folder.name_of(said, "", 0)
+
+    async def gone() -> bool:
+        return not there.exists()
+
+    await until(gone, bool, "was not forgotten")
+    # He had looked for a tombstone before there was one, was stopped there, and goes on now.
+    root = tmp_path / "home" / "cluster"
+    held = limits.probe(keeping.group_name(root, CLUSTER))
+    ground = Ground(root, CLUSTER, "here", held)
+    folder.make(ground, said, said.groups[0], 0, {"": 1}, {})
+    assert there.exists()
+    await until(gone, bool, "was not taken away")
+    assert len(await stage.stated("ReplicaScheduled")) == 1
 
 
 async def test_a_program_that_ends_is_stated_from_its_start_to_its_end(stage: Stage) -> None:
