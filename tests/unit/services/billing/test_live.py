@@ -53,6 +53,19 @@ async def some(follower: AsyncGenerator[tuple[str, int]], count: int) -> list[tu
     return found
 
 
+async def one_behind_the_other(
+    computing: Computing,
+) -> tuple[asyncio.Task[list[tuple[str, int]]], asyncio.Task[list[tuple[str, int]]]]:
+    """Two followers: one whose computation goes on until it may end, and one who came meanwhile."""
+    computing.goes_on.clear()
+    shared = live(computing, 3600)
+    first = asyncio.create_task(some(shared.follow("acme"), 1))
+    await computing.begins.wait()
+    second = asyncio.create_task(some(shared.follow("acme"), 1))
+    await asyncio.sleep(0)
+    return first, second
+
+
 async def test_a_hundred_followers_share_each_computation() -> None:
     computing = Computing()
     computing.goes_on.clear()
@@ -84,12 +97,7 @@ async def test_keys_are_computed_beside_each_other() -> None:
 
 async def test_who_comes_while_it_is_computed_gets_what_began_after_he_came() -> None:
     computing = Computing()
-    computing.goes_on.clear()
-    shared = live(computing, 3600)
-    first = asyncio.create_task(some(shared.follow("acme"), 1))
-    await computing.begins.wait()
-    second = asyncio.create_task(some(shared.follow("acme"), 1))
-    await asyncio.sleep(0)
+    first, second = await one_behind_the_other(computing)
     computing.goes_on.set()
     assert await first == [("acme", 1)]
     assert await second == [("acme", 2)]
@@ -97,12 +105,7 @@ async def test_who_comes_while_it_is_computed_gets_what_began_after_he_came() ->
 
 async def test_where_who_computes_goes_away_another_one_computes() -> None:
     computing = Computing()
-    computing.goes_on.clear()
-    shared = live(computing, 3600)
-    first = asyncio.create_task(some(shared.follow("acme"), 1))
-    await computing.begins.wait()
-    second = asyncio.create_task(some(shared.follow("acme"), 1))
-    await asyncio.sleep(0)
+    first, second = await one_behind_the_other(computing)
     first.cancel()
     await asyncio.wait({first})
     computing.goes_on.set()
