@@ -281,10 +281,10 @@ class Reconciler:
     ) -> bool:
         replica = reign.replicas[seen.uid]
         work = wanted.get(seen.workload)
+        if not replica.uid and not seen.runs and reign.works[seen.workload].finished:
+            # Whoever made it was overtaken meanwhile; it never ran, and is taken away below.
+            return True
         if work is None and not replica.uid:
-            if reign.works[seen.workload].finished and not seen.runs:
-                # Whoever made it was overtaken meanwhile; it never ran, and is taken away below.
-                return True
             if seen.uid not in reign.strangers:
                 reign.strangers.add(seen.uid)
                 _log.error(

@@ -111,4 +111,6 @@ def sweep_halves(there: Path) -> None:
     for half in there.glob(".*"):
         with suppress(FileNotFoundError):
             if half.stat().st_mtime < time.time() - HALF_SECONDS:
-                shutil.rmtree(half, ignore_errors=True)
+                # At one step: who goes on just now must not move what is left of it to its place.
+                gone = half.rename(half.with_name(f"{half.name}.gone"))
+                shutil.rmtree(gone, ignore_errors=True)

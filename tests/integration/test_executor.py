@@ -230,14 +230,16 @@ async def test_what_its_executor_died_before_it_could_forget_is_forgotten_later(
     await until(found, lambda each: each == (True, False), "was not forgotten later")
 
 
+@pytest.mark.parametrize("held", [True, False])
 async def test_what_an_overtaken_executor_makes_of_a_workload_that_is_over_is_taken_away(
-    stage: Stage, tmp_path: Path
+    stage: Stage, tmp_path: Path, held: bool
 ) -> None:
     said = work(*python("pass"))
     await stage.say(admitted(said))
-    await stage.stated("ReplicaReleased")
-    await stage.say(workload.HoldReleased(uid=said.uid, project=said.project))
-    await stage.unwanted(said.uid)
+    await stage.stated("WorkloadFinished")
+    if not held:
+        await stage.say(workload.HoldReleased(uid=said.uid, project=said.project))
+        await stage.unwanted(said.uid)
     there = tmp_path / "home" / "cluster" / "replicas" / folder.name_of(said, "", 0)
 
     async def gone() -> bool:
@@ -246,8 +248,8 @@ async def test_what_an_overtaken_executor_makes_of_a_workload_that_is_over_is_ta
     await until(gone, bool, "was not forgotten")
     # He had looked for a tombstone before there was one, was stopped there, and goes on now.
     root = tmp_path / "home" / "cluster"
-    held = limits.probe(keeping.group_name(root, CLUSTER))
-    ground = Ground(root, CLUSTER, "here", held)
+    groups = limits.probe(keeping.group_name(root, CLUSTER))
+    ground = Ground(root, CLUSTER, "here", groups)
     folder.make(ground, said, said.groups[0], 0, {"": 1}, {})
     assert there.exists()
     await until(gone, bool, "was not taken away")

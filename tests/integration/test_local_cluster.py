@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from services.executor.cluster_local import DAY_SECONDS, LocalCluster
 from services.executor.ground import Ground, Pace, cluster_uid
 from services.executor.observation import Phase, ReplicaObservation
 from services.executor.recipe import Recipe
-from services.executor.storage import HALF_SECONDS
+from services.executor.storage import HALF_SECONDS, sweep_halves
 from tests.conformance.cluster_stand import (
     OnThisMachine,
     later,
@@ -476,6 +477,26 @@ async def test_what_a_process_died_over_is_taken_away_and_what_is_just_made_is_n
             os.utime(half, (old, old))
     await asyncio.to_thread(stand.cluster._sweep)  # type: ignore[attr-defined]
     assert [half.name.split(".")[1] for half in halves if half.exists()] == ["made", "made"]
+
+
+def test_who_goes_on_while_his_half_is_taken_away_puts_nothing_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, place, remove = tmp_path / ".vol.0123456789abcdef", tmp_path / "vol", shutil.rmtree
+    (half / "data").mkdir(parents=True)
+    os.utime(half, (0, 0))
+    tried = []
+
+    def removing(path: Path, ignore_errors: bool) -> None:
+        with pytest.raises(FileNotFoundError):
+            half.rename(place)
+        tried.append(path)
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr("services.executor.storage.shutil.rmtree", removing)
+    sweep_halves(tmp_path)
+    assert len(tried) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # Two of them, and images.
