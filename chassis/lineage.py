@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from chassis.embedded.home import FULL
 from chassis.envelope import Meta
 from chassis.feed import Feed
 from chassis.journal import Command, Head, Remembered, Request, Stale
-from chassis.parking import go_on, lineage_of, not_answered
+from chassis.parking import go_on, lineage_of, unless_answered
 from chassis.postgres import LOST, Connection, Database
 from chassis.queries import Queries
 from chassis.refusals import Missing, Refused, Unavailable
@@ -64,13 +65,42 @@ async def begin(
     process that dies in between has begun it, and the next start states it. `Missing`
     (JOURNAL_NOT_BEHIND) where nothing tells that anything is lost.
     """
+    look = partial(_loss, journal, bus, lost_from=lost_from, lost_through=lost_through)
     try:
-        await not_answered(journal, request)
+        loss = await unless_answered(journal, request, look)
     except Remembered as answered:
         assert request is not None
         must_be_the_same(request, answered)
         return await journal.head()
-    database, shard = journal.database, journal.shard
+    before, shard = loss.before, journal.shard
+    if only_look:
+        return Head(loss.epoch, before.position, loss.first)
+    async with journal.database.connection() as connection, connection.transaction():
+        row = await connection.fetchrow(_queries["lock_head"], shard)
+        # Somebody else may have been faster.
+        if row is not None and row["epoch"] == before.epoch:
+            await connection.execute(
+                _queries["begin_epoch"], shard, loss.epoch, loss.first, loss.through
+            )
+            await connection.execute(_queries["enter_epoch"], shard, loss.epoch)
+            # Why the relay stood still is over, though it looks only in a while: who asks before that
+            # would begin one more.
+            await connection.execute(_queries["resume_relay"], shard)
+    await announce(journal, meta, request)
+    return await journal.head()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """What a journal has lost, from and through which positions, and the epoch that would begin."""
+
+    before: Head
+    epoch: int
+    first: int
+    through: int
+
+
+async def _loss(journal: PostgresJournal, bus: Bus, *, lost_from: int, lost_through: int) -> _Loss:
     tail = None
     with suppress(Away):
         tail = await bus.tail(journal.name)
@@ -78,7 +108,7 @@ async def begin(
     before = await journal.head()
     stream_epoch = await _epoch_of(journal, bus, tail)
     ahead = tail is not None and tail.last > before.position and stream_epoch >= before.epoch
-    relay = await database.fetchrow(_queries["read_relay"], shard)
+    relay = await journal.database.fetchrow(_queries["read_relay"], journal.shard)
     halted = relay is not None and relay["parted"]
     if not (ahead or halted or lost_through):
         raise Missing(
@@ -87,19 +117,12 @@ async def begin(
             next_step="`fermion status` shows which relays and readers stand still, and why.",
             journal=journal.name,
         )
-    first = min(lost_from or before.position + 1, await _parting(journal, bus, tail, before))
-    if only_look:
-        return Head(max(before.epoch, stream_epoch) + 1, before.position, first)
-    async with database.connection() as connection, connection.transaction():
-        row = await connection.fetchrow(_queries["lock_head"], shard)
-        # Somebody else may have been faster.
-        if row is not None and row["epoch"] == before.epoch:
-            lost = max(lost_through, 0 if tail is None else tail.last)
-            epoch = max(before.epoch, stream_epoch) + 1
-            await connection.execute(_queries["begin_epoch"], shard, epoch, first, lost)
-            await connection.execute(_queries["enter_epoch"], shard, epoch)
-    await announce(journal, meta, request)
-    return await journal.head()
+    return _Loss(
+        before,
+        epoch=max(before.epoch, stream_epoch) + 1,
+        first=min(lost_from or before.position + 1, await _parting(journal, bus, tail, before)),
+        through=max(lost_through, 0 if tail is None else tail.last),
+    )
 
 
 async def accept(

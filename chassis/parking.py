@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -14,6 +16,8 @@ from chassis.postgres import Database
 from chassis.queries import Queries
 from chassis.refusals import Missing, Refused
 from fermion.api.journal import v1 as api
+
+Found = TypeVar("Found")
 
 _queries = Queries.load(Path(__file__).with_name("queries.sql"))
 
@@ -62,9 +66,9 @@ async def skip(
 
     A request that was answered before is answered again.
     """
+    look = partial(parked, database, reader=reader, source=source, position=position)
     try:
-        await not_answered(journal, request)
-        stream = await parked(database, reader=reader, source=source, position=position)
+        stream = await unless_answered(journal, request, look)
         said = api.ParkedFactSkipped(
             reader=reader, journal=source, position=position, stream=stream, reason=reason
         )
@@ -141,9 +145,9 @@ async def go_on(
 ) -> int:
     """Resume a reader with the fact that says why; a position that holds it, also when asked again."""
     try:
-        await not_answered(journal, request)
+        said = await unless_answered(journal, request, decide)
         command = Command(
-            (await decide(),),
+            (said,),
             meta,
             request=request,
             subject=stream_of(reader, source),
@@ -154,8 +158,24 @@ async def go_on(
         return await answer_again(journal, request, answered)
 
 
-async def not_answered(journal: Journal, request: Request | None) -> None:
-    """Raise `Remembered` where it was: what it changed is not there to be found any more."""
+async def unless_answered(
+    journal: Journal, request: Request | None, look: Callable[[], Awaitable[Found]]
+) -> Found:
+    """
+    What `look` finds; `Remembered` where the request was answered before.
+
+    Asked again where there is nothing to be found: what the same request, sent twice at once, changed
+    meanwhile is just what is not there any more.
+    """
+    await _not_answered(journal, request)
+    try:
+        return await look()
+    except Refused:
+        await _not_answered(journal, request)
+        raise
+
+
+async def _not_answered(journal: Journal, request: Request | None) -> None:
     answered = None if request is None else await journal.remembered(request)
     if answered is not None:
         raise answered

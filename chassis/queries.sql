@@ -296,9 +296,13 @@ SELECT c.reader, c.journal, c.epoch, c.position, c.folded, c.passed_over, c.skip
        ) AS p
  ORDER BY c.reader, c.journal;
 
--- halt_relay: Tell every process why the relay stands still, since the first time that it said so.
+-- halt_relay: Tell every process why the relay stands still, since the first time that it said so. Not where journal and stream are said to have parted in an epoch that has ended meanwhile.
 INSERT INTO relay AS r (log, halted, parted)
-VALUES ($1, $2, $3)
+SELECT h.log, $2, $3
+  FROM head AS h
+ WHERE h.log = $1
+   AND (h.epoch = $4 OR NOT $3)
+   FOR SHARE
     ON CONFLICT (log) DO UPDATE SET halted = excluded.halted, parted = excluded.parted, at = now()
  WHERE r.halted <> excluded.halted;
 

@@ -69,6 +69,8 @@ class Relay:
         self.halted = ""
         # Whether it stands still because of the journal, and not of a message that is no fact.
         self._parted = False
+        # The journal's when it was last looked at.
+        self._epoch = 0
         # Whether the database is known to tell what `halted` does.
         self._kept = False
 
@@ -134,6 +136,7 @@ class Relay:
                 raise Away(f"the stream of {name} could not be made")
         # After the tail, so that the head is never behind it by what another relay publishes now.
         head = await self._journal.head()
+        self._epoch = head.epoch
         if not tail.empty and await self._outdated(tail.last, head):
             # A new lineage began on purpose, and this copy is one of what is not true any more.
             _log.warning("the stream of %s is of a former epoch; filling it anew", name)
@@ -161,7 +164,8 @@ class Relay:
         """Let every process know what `halted` says."""
         database, shard = self._journal.database, self._journal.shard
         if self.halted:
-            await database.execute(_queries["halt_relay"], shard, self.halted, self._parted)
+            told = (self.halted, self._parted, self._epoch)
+            await database.execute(_queries["halt_relay"], shard, *told)
         else:
             await database.execute(_queries["resume_relay"], shard)
         # A halt is said again and again, for another holder may think that it is over.

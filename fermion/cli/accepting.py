@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fermion.api.journal import v1 as api
 from fermion.cli.options import Options
+from fermion.errors import NotFound
 
 AGAIN = (
     "Readers that had decided on what is lost stand still in a moment: `fermion status` names them. "
@@ -29,7 +30,13 @@ def accept_all(options: Options) -> None:
         journals = client.journals.status()
         lost = list(behind(journals))
         for one in lost:
-            done = client.journals.begin_epoch(one.journal, one.lost_from, one.lost_through)
+            try:
+                done = client.journals.begin_epoch(one.journal, one.lost_from, one.lost_through)
+            except NotFound as error:
+                # Somebody else has begun it since it was looked at, and said so.
+                if error.reason != "JOURNAL_NOT_BEHIND":
+                    raise
+                continue
             print(f"{one.journal} goes on as epoch {done.epoch} from {done.first_position}.")
         waiting = list(readers(journals, {one.journal for one in lost}))
         for reader in waiting:

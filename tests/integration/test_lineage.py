@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from chassis import readers
 from chassis import relay as relays
-from chassis.bus import Tail
+from chassis.bus import Bus, Tail
 from chassis.journal import Head, Request
 from chassis.lineage import accept, announce, begin
 from chassis.log_service import progress
 from chassis.refusals import Missing, Refused
+from chassis.relay import Relay
 from fermion.api.journal import v1 as journal_api
 from tests.integration.test_readers import tally
 from tests.integration.test_relay import assert_whole, copied, say
@@ -26,9 +29,11 @@ from tests.sample import (
     Tallies,
     answered,
     asked,
+    lease_of,
     reached,
     reading,
     restore,
+    running,
     serving,
     until,
 )
@@ -48,6 +53,26 @@ async def begun(service: Service, lost_from: int = 0, lost_through: int = 0) -> 
     return await begin(
         service.journal, service.bus, lost_from=lost_from, lost_through=lost_through, meta=META
     )
+
+
+async def parted(service: Service) -> bool:
+    """Whether every process knows that journal and stream have parted."""
+    return bool(await service.database.fetchval("SELECT bool_or(parted) FROM relay"))
+
+
+class Held(Bus):
+    """Gives a message out when it may."""
+
+    asked = 0
+
+    def __init__(self, url: str, name: str, seed_file: Path) -> None:
+        super().__init__(url, name, seed_file)
+        self.may = asyncio.Semaphore(0)
+
+    async def message(self, journal: str, position: int) -> journal_api.Record | None:
+        self.asked += 1
+        await self.may.acquire()
+        return await super().message(journal, position)
 
 
 async def restored(service: Service) -> Sequence[journal_api.JournalRestored]:
@@ -103,6 +128,52 @@ async def test_no_epoch_begins_where_nothing_is_lost_and_a_request_begins_one_on
         assert heads[0] == heads[1]
         assert (heads[0].epoch, heads[0].epoch_first) == (2, 26)
         assert len(await restored(other)) == 1
+
+
+async def test_who_asks_again_before_the_relay_has_looked_is_told_that_nothing_more_is_lost(
+    database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "HALTED_SECONDS", 600)
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 9)
+        await copied(other, 9)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 6, epoch=1)
+    async with serving(database, nats_server, "other") as other:
+        await until(partial(parted, other), "the relay tells everybody")
+        assert (await begun(other)).epoch == 2
+        assert other.relay.halted
+        assert not await parted(other)
+        with pytest.raises(Missing):
+            await begun(other)
+        assert (await other.journal.head()).epoch == 2
+
+
+async def test_a_relay_that_has_found_out_too_late_does_not_say_it_of_the_next_epoch(
+    database: str, nats_server: NatsServer
+) -> None:
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 9)
+        await copied(other, 9)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await restore(other, 6, epoch=1)
+        # It has said other things since.
+        await say(other, 5, start=100)
+        held = Held(nats_server.url, "other", nats_server.keys / "other.nk")
+        lease = lease_of(other.database, "a former relay")
+        relay = Relay(other.journal, held, lease)
+        async with running(lease.run(), held.run(), relay.run()):
+            await until(lambda: held.asked == 1, "it looks")
+            # Nobody but a reader has told of it yet.
+            assert (await begun(other, lost_from=7, lost_through=9)).epoch == 2
+            for _ in range(2):
+                held.may.release()
+            await until(lambda: held.asked == 3, "it has told, and looks again")
+            assert relay.halted
+            assert not await parted(other)
+            for _ in range(9):
+                held.may.release()
+            await until(lambda: relay.position == 12, "it goes on")
 
 
 async def test_an_epoch_that_nobody_lived_to_state_is_stated_by_the_next_start(
