@@ -143,7 +143,8 @@ class Folder(Protocol):
         """
         Say what becomes of the rows; all of it is written in one transaction.
 
-        The facts follow each other in the journal, as many as were read at one go.
+        The facts follow each other in the journal, as many as were read at one go. They alone say it:
+        the rows of those before them may not be written yet, and it may be asked again.
         """
         ...
 
@@ -208,6 +209,17 @@ class Group:
     def skip(self, fact: Recorded) -> None:
         """Count a fact that the reader does not handle."""
         self.facts.append((fact, None))
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Facts that follow each other, as many as are looked at in one go; none after a silence."""
+
+    facts: Sequence[Recorded]
+    # What a folder writes for all of them at one go; None where each has to be looked at.
+    writes: Sequence[Write] | None = None
+    # How many of them it handles.
+    handled: int = 0
 
 
 class Reader:
@@ -357,11 +369,11 @@ class Reader:
             loop, again = asyncio.get_running_loop(), 0.0
             feed = self.feed.pages(at.position, at.epoch if at.position else 0, self._page_max)
             async with aclosing(feed) as pages, aclosing(self._gathered(pages)) as gathered:
-                async for page in gathered:
+                async for portion in gathered:
                     if self._lease.held() is None:
                         return
-                    if page:
-                        await self._handle(page)
+                    if portion.facts:
+                        await self._handle(portion)
                     elif loop.time() >= again:
                         # Another process may have emptied the parking meanwhile.
                         again = loop.time() + LEARN_SECONDS
@@ -373,41 +385,53 @@ class Reader:
         except Systemic as error:
             await self._halt(str(error))
 
-    async def _gathered(
-        self, pages: AsyncIterator[Sequence[Recorded]]
-    ) -> AsyncGenerator[Sequence[Recorded]]:
+    async def _gathered(self, pages: AsyncIterator[Sequence[Recorded]]) -> AsyncGenerator[Portion]:
         """
         Let facts that are only counted wait a moment for more, since each page costs a commit.
 
-        A page with a fact that is handled goes on at once with what waits before it; so does all
+        The next page is read, and what a folder writes for it worked out, while one is committed. A
+        page with a fact that is handled goes on at once with what waits before it; so does all
         that waits as soon as somebody asks whether this reader has reached it.
         """
         loop = asyncio.get_running_loop()
         waiting: list[Recorded] = []
         until = 0.0
-        ahead = asyncio.ensure_future(anext(pages))
+        ahead = asyncio.ensure_future(self._next(pages))
         try:
             while True:
                 left = max(0.0, until - loop.time()) if waiting else None
                 if not await self._comes(ahead, left):
                     self._hurried.clear()
-                    yield waiting
+                    yield Portion(waiting, ())
                     waiting = []
                     continue
                 page = outcome(ahead)
-                ahead = asyncio.ensure_future(anext(pages))
+                ahead = asyncio.ensure_future(self._next(pages))
                 if not waiting:
                     until = loop.time() + LINGER_SECONDS
-                waiting += page
-                if not page and not waiting:
-                    yield ()
-                elif len(waiting) >= self._page_max or not all(map(self._only_counts, page)):
-                    yield waiting
+                waiting += page.facts
+                if not waiting:
+                    yield page
+                elif len(waiting) >= self._page_max or not all(map(self._only_counts, page.facts)):
+                    # What waited before it is only counted.
+                    yield Portion(waiting, page.writes, page.handled)
                     waiting = []
         finally:
             await end(ahead)
 
-    async def _comes(self, ahead: asyncio.Future[Sequence[Recorded]], left: float | None) -> bool:
+    async def _next(self, pages: AsyncIterator[Sequence[Recorded]]) -> Portion:
+        """Read a page, and work out what a folder writes for it."""
+        facts = await anext(pages)
+        if self._folder is None or any(fact.message is None for fact in facts):
+            return Portion(facts)
+        handled = [fact for fact in facts if fact.type in self._handles]
+        try:
+            return Portion(facts, self._folder.write(handled) if handled else (), len(handled))
+        except Exception as error:
+            _log.warning("%s: a page of %d failed (%r)", self.name, len(facts), error)
+            return Portion(facts)
+
+    async def _comes(self, ahead: asyncio.Future[Portion], left: float | None) -> bool:
         """Wait for the next page, so long at most; False where what waits has to go on without it."""
         if left is None:
             await asyncio.wait({ahead})
@@ -501,8 +525,28 @@ class Reader:
         await self._database.execute(_queries["halt_reader"], *self._key, why, 0)
         self.halted = why
 
-    async def _handle(self, page: Sequence[Recorded]) -> None:
-        """Account for a contiguous page; Systemic where too much of it cannot be used."""
+    async def _handle(self, portion: Portion) -> None:
+        """Account for contiguous facts; Systemic where too much of them cannot be used."""
+        if not await self._folded(portion):
+            await self._look_at_each(portion.facts)
+
+    async def _folded(self, portion: Portion) -> bool:
+        """Whether a folder could write all of it at one go."""
+        facts, writes = portion.facts, portion.writes
+        if self._folder is None or writes is None:
+            return False
+        if self.parked and any(fact.stream in self.parked for fact in facts):
+            return False
+        try:
+            await self._fold(facts, writes, portion.handled, self._folder)
+        except WAITS:
+            raise
+        except Exception as error:
+            _log.warning("%s: a page of %d failed (%r)", self.name, len(facts), error)
+            return False
+        return True
+
+    async def _look_at_each(self, page: Sequence[Recorded]) -> None:
         parking = Parking(len(page))
         group = Group()
         for fact in page:
@@ -564,7 +608,10 @@ class Reader:
             return
         try:
             if self._folder is not None:
-                await self._fold(group, self._folder)
+                handled = [fact for fact, _ in group.handled]
+                writes = self._folder.write(handled) if handled else ()
+                facts = [fact for fact, _ in group.facts]
+                await self._fold(facts, writes, len(handled), self._folder)
             else:
                 await self._decide(group)
             return
@@ -649,11 +696,13 @@ class Reader:
             raise stated
         raise Exhausted("READER_RACES", f"{self.name} lost {ATTEMPTS_MAX} races in a row.")
 
-    async def _fold(self, group: Group, folder: Folder) -> None:
+    async def _fold(
+        self, facts: Sequence[Recorded], writes: Sequence[Write], handled: int, folder: Folder
+    ) -> None:
         """Write rows and checkpoint in one transaction."""
-        handled = [fact for fact, _ in group.handled]
-        writes = folder.write(handled) if handled else ()
-        moved = (group.after, group.epoch, group.last, len(handled), group.passed_over)
+        last = facts[-1]
+        after, passed_over = facts[0].position - 1, len(facts) - handled
+        moved = (after, last.epoch, last.position, handled, passed_over)
         async with self._transaction() as connection:
             # First of all, which takes its lock, too: each statement more is a way there and back.
             if (
@@ -664,7 +713,7 @@ class Reader:
             await execute_writes(connection, self._queries, writes)
         if handled:
             folder.written()
-        self._advance(group.last)
+        self._advance(last.position)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Connection, None]:

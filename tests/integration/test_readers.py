@@ -13,7 +13,7 @@ import pytest
 from chassis import feed, readers, relay
 from chassis.embedded import Nats
 from chassis.envelope import Recorded, Registry
-from chassis.journal import PAGE_BYTES_MAX, Page
+from chassis.journal import PAGE_BYTES_MAX, Page, Write
 from chassis.lineage import accept
 from chassis.log_service import Hosted, JournalServicer
 from chassis.parking import resume
@@ -321,6 +321,36 @@ async def test_who_works_by_folded_rows_is_told_as_soon_as_they_are_there(databa
             async with asyncio.timeout(SECONDS_MAX):
                 await folder.told.wait()
             assert f"inst_{number}" in await tally(sample)
+
+
+async def test_what_the_next_facts_write_is_worked_out_while_those_before_them_are_committed(
+    database: str,
+) -> None:
+    asked_to_write: list[int] = []
+
+    class Telling(Tallies):
+        def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
+            asked_to_write.extend(fact.position for fact in facts)
+            return super().write(facts)
+
+    async with (
+        serving(database, None, "other") as other,
+        serving(database, None, "sample") as sample,
+        reading(sample, Telling(), Gate(other.journal)) as reader,
+    ):
+        await other.say(asked("a"))
+        await reached(reader, other)
+        async with sample.database.connection() as connection, connection.transaction():
+            await connection.execute("SELECT FROM checkpoint FOR UPDATE")
+            await other.say(asked("a"))
+            await until(lambda: asked_to_write == [1, 2], "it works on the second")
+            await other.say(asked("b"))
+            await until(lambda: asked_to_write == [1, 2, 3], "it works on the third as well")
+            assert reader.position == 1
+        await reached(reader, other)
+        rows = await sample.database.fetch(QUERIES["read_tally"])
+        assert [tuple(row) for row in rows] == [("a", 2), ("b", 1)]
+        assert asked_to_write == [1, 2, 3]
 
 
 async def test_a_folding_reader_counts_each_fact_once(
