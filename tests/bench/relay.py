@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -172,17 +173,18 @@ class Timed(Tallies):
     def __init__(self) -> None:
         super().__init__()
         self.at: dict[int, float] = {}
-        self._positions: list[int] = []
+        # What is worked out, and not committed yet: the next facts may be by then.
+        self._prepared: deque[list[int]] = deque()
 
     def write(self, facts: Sequence[Recorded]) -> Sequence[Write]:
         """Count them."""
-        self._positions = [fact.position for fact in facts]
+        self._prepared.append([fact.position for fact in facts])
         return super().write(facts)
 
     def written(self) -> None:
         """They are committed."""
         now = time.perf_counter()
-        self.at.update(dict.fromkeys(self._positions, now))
+        self.at.update(dict.fromkeys(self._prepared.popleft(), now))
 
 
 async def _end_to_end(other: Service, sample: Service, pace: int) -> list[float]:
