@@ -57,8 +57,6 @@ from chassis.telemetry import Metrics
 from fermion.api.journal.v1 import events_pb2, service_pb2_grpc
 
 DRAIN_SECONDS: Final = 5.0
-# Made and not freed since Python has looked for garbage. A search among them takes about a millisecond.
-NEW_OBJECTS_MAX: Final = 20_000
 HOUSEKEEPING_SECONDS: Final = 60.0
 # EX_CONFIG of sysexits.h; whoever supervises need not start such a process again and again.
 EXIT_REFUSED: Final = 78
@@ -448,17 +446,6 @@ class Process:
                     await part.journal.forget_requests()
 
 
-def look_for_garbage_seldom() -> None:
-    """
-    Leave alone what is loaded by now, and look at what is new in greater heaps.
-
-    To look through all modules again and again would hold up every call for as long. A page of
-    facts is more objects than Python lets be made before it looks, and none of them is garbage.
-    """
-    gc.freeze()
-    gc.set_threshold(NEW_OBJECTS_MAX, *gc.get_threshold()[1:])
-
-
 def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
     """
     Run a process until SIGTERM or SIGINT; the exit code.
@@ -466,7 +453,9 @@ def main(targets: Mapping[str, Target], chosen: Sequence[str]) -> int:
     0 where it was told to end, 1 where something failed, EXIT_REFUSED where no other start will
     fare better before somebody has mended what its last lines say.
     """
-    look_for_garbage_seldom()
+    # What is loaded by now stays: to look through all of it for garbage, again and again, would hold up
+    # every call for as long. What is new is looked at as often as ever: big messages hang in cycles.
+    gc.freeze()
     try:
         common = config.load(Common, os.environ)
         telemetry.start_logs(common)

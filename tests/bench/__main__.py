@@ -7,6 +7,7 @@ Prints a table, and writes the same to `build/bench.json`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from typing import Final
 
 from chassis.embedded import Nats, Postgres
 from chassis.postgres import create_database
-from chassis.process import look_for_garbage_seldom
 from tests.bench import admission, append, call, cost, fold, growth, history, relay, start, watch
 from tests.bench.row import Row
 from tests.servers import SERVICES, SHARDS, NatsServer
@@ -34,7 +34,7 @@ def main(asked: Sequence[str]) -> int:
         print(f"There is no part {', '.join(unknown)}; there are {', '.join(PARTS)}.")
         return 2
     # As in every process of the platform.
-    look_for_garbage_seldom()
+    gc.freeze()
     rows: list[Row] = []
     for name in asked or PARTS:
         began = time.monotonic()
