@@ -428,6 +428,7 @@ class Reader:
         try:
             return Portion(facts, self._folder.write(handled) if handled else (), len(handled))
         except Exception as error:
+            # Whatever one fact raises is that fact's: they are looked at one by one, and it is parked.
             _log.warning("%s: a page of %d failed (%r)", self.name, len(facts), error)
             return Portion(facts)
 
@@ -542,6 +543,7 @@ class Reader:
         except WAITS:
             raise
         except Exception as error:
+            # Nothing of it is written, and one fact is why: they are looked at one by one.
             _log.warning("%s: a page of %d failed (%r)", self.name, len(facts), error)
             return False
         return True

@@ -28,7 +28,7 @@ from fermion.api.projects import v1 as projects
 from fermion.api.projects.v1.service_pb2_grpc import ProjectServiceStub
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2
-from services.executor import folder, keeping, limits
+from services.executor import folder, keeping, limits, shim
 from services.executor.cluster_local import LocalCluster
 from services.executor.ground import Ground
 from tests.clusters import end
@@ -253,7 +253,17 @@ async def test_what_an_overtaken_executor_makes_of_a_workload_that_is_over_is_ta
     folder.make(ground, said, said.groups[0], 0, {"": 1}, {})
     assert there.exists()
     await until(gone, bool, "was not taken away")
-    assert len(await stage.stated("ReplicaScheduled")) == 1
+    (stated,) = await stage.stated("ReplicaScheduled")
+    assert isinstance(stated.message, workload.ReplicaScheduled)
+    # It is kept as all that ended, and there is nothing in it to state or to bill.
+    kept = {path.name: shim.read_record(str(path)) for path in (root / "kept").iterdir()}
+    assert len(kept) == 2
+    ran = kept.pop(stated.message.uid)
+    assert ran is not None
+    assert len(ran.runs) == 1
+    (never,) = kept.values()
+    assert never is not None
+    assert list(never.runs) == []
 
 
 async def test_a_program_that_ends_is_stated_from_its_start_to_its_end(stage: Stage) -> None:

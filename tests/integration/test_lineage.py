@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,20 @@ async def begun(service: Service, lost_from: int = 0, lost_through: int = 0) -> 
     )
 
 
+@asynccontextmanager
+async def behind(
+    database: str, nats: NatsServer, said: int, left: int, *, relayed: bool = True
+) -> AsyncIterator[Service]:
+    """A service whose stream has more than its journal, which was put back to where it had less."""
+    async with serving(database, nats, "other") as other:
+        await say(other, said)
+        await copied(other, said)
+    async with serving(database, nats, "other", relayed=False) as other:
+        await restore(other, left, epoch=1)
+    async with serving(database, nats, "other", relayed=relayed) as other:
+        yield other
+
+
 async def parted(service: Service) -> bool:
     """Whether every process knows that journal and stream have parted."""
     return bool(await service.database.fetchval("SELECT bool_or(parted) FROM relay"))
@@ -83,12 +98,7 @@ async def restored(service: Service) -> Sequence[journal_api.JournalRestored]:
 async def test_a_new_epoch_begins_where_journal_and_stream_part_and_says_what_is_lost(
     database: str, nats_server: NatsServer
 ) -> None:
-    async with serving(database, nats_server, "other") as other:
-        await say(other, 30)
-        await copied(other, 30)
-    async with serving(database, nats_server, "other", relayed=False) as other:
-        await restore(other, 20, epoch=1)
-    async with serving(database, nats_server, "other") as other:
+    async with behind(database, nats_server, 30, 20) as other:
         # Before anybody has looked it says other things in the place of those that are lost.
         await say(other, 15, start=100)
         await until(lambda: other.relay.halted, "the relay halts")
@@ -134,12 +144,7 @@ async def test_who_asks_again_before_the_relay_has_looked_is_told_that_nothing_m
     database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relays, "HALTED_SECONDS", 600)
-    async with serving(database, nats_server, "other") as other:
-        await say(other, 9)
-        await copied(other, 9)
-    async with serving(database, nats_server, "other", relayed=False) as other:
-        await restore(other, 6, epoch=1)
-    async with serving(database, nats_server, "other") as other:
+    async with behind(database, nats_server, 9, 6) as other:
         await until(partial(parted, other), "the relay tells everybody")
         assert (await begun(other)).epoch == 2
         assert other.relay.halted
@@ -152,11 +157,7 @@ async def test_who_asks_again_before_the_relay_has_looked_is_told_that_nothing_m
 async def test_a_relay_that_has_found_out_too_late_does_not_say_it_of_the_next_epoch(
     database: str, nats_server: NatsServer
 ) -> None:
-    async with serving(database, nats_server, "other") as other:
-        await say(other, 9)
-        await copied(other, 9)
-    async with serving(database, nats_server, "other", relayed=False) as other:
-        await restore(other, 6, epoch=1)
+    async with behind(database, nats_server, 9, 6, relayed=False) as other:
         # It has said other things since.
         await say(other, 5, start=100)
         held = Held(nats_server.url, "other", nats_server.keys / "other.nk")
