@@ -142,6 +142,16 @@ class Stage:
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def answering(self, address: str) -> psutil.Process:
+        """The process that listens there; others may come and go meanwhile."""
+        port = int(address.rsplit(":", 1)[1])
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for one in process.net_connections("tcp"):
+                    if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+                        return process
+        raise AssertionError(f"nobody listens at {address}")
+
     def context(self) -> dict[str, object]:
         """The command line's context of it."""
         found = json.loads((self.home / "cli" / "contexts.json").read_text())

@@ -92,8 +92,7 @@ def _p95(
 
 def _memory(stage: Stage) -> int:
     """Bytes of the process that answers."""
-    (service,) = (one for one in stage.processes() if one.cmdline()[-2:] == ["services", "all"])
-    return int(service.memory_info().rss)
+    return int(stage.answering(stage.address).memory_info().rss)
 
 
 @contextmanager

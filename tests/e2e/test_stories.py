@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 
 from fermion.api.instances import v1 as instances
@@ -389,7 +388,7 @@ def test_where_one_process_says_nothing_or_is_killed_the_other_one_answers(
 ) -> None:
     with staged(tmp_path / "home", "--replicas", "2") as stage:
         stage.ok("projects", "create", "either")
-        first = psutil.Process(answering(stage, stage.address))
+        first = stage.answering(stage.address)
         first.suspend()
         try:
             stage.ok("instances", "create", "one", *WAITING, "-p", "either")
@@ -402,16 +401,6 @@ def test_where_one_process_says_nothing_or_is_killed_the_other_one_answers(
         stage.ok("instances", "create", "two", *WAITING, "-p", "either")
         comes_to(stage, "two", "either", "STATE_PENDING PHASE_QUEUED")
         stage.audit()
-
-
-def answering(stage: Stage, address: str) -> int:
-    """The process that listens there."""
-    port = int(address.rsplit(":", 1)[1])
-    for process in stage.processes():
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                return int(process.pid)
-    raise AssertionError(f"nobody listens at {address}")
 
 
 def test_nothing_is_created_in_a_project_that_is_not_there(stage: Stage) -> None:

@@ -66,10 +66,7 @@ class Ground:
 
     def service(self) -> psutil.Process:
         """The process that answers."""
-        (found,) = [
-            one for one in self.stage.processes() if one.cmdline()[-3:] == ["-m", "services", "all"]
-        ]
-        return found
+        return self.stage.answering(self.stage.address)
 
 
 @pytest.fixture(scope="session")
