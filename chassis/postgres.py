@@ -18,6 +18,14 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 # A statement of a request that takes longer is a fault, and its caller has gone.
 STATEMENT_SECONDS_MAX = 30.0
 CONNECT_SECONDS_MAX = 5.0
+# The server asks a silent client so often whether it still is there. A process that dies behind a
+# partition cannot say so, and what its session has locked would stay so for hours.
+KEEPALIVE = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "5",
+    "tcp_user_timeout": "10000",
+}
 
 # What a lost, refused or half-open connection looks like, asyncpg's own state errors included; and
 # a server that cannot work just now: shutting down, out of room, a standby by now, or without us.
@@ -170,6 +178,7 @@ class Database:
             "search_path": self.search_path,
             "application_name": f"fermion {self.service} {purpose}",
             "timezone": "UTC",
+            **KEEPALIVE,
         }
 
 

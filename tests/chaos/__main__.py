@@ -16,11 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
+from tests.chaos.nets import NETWORK
 from tests.chaos.round import play
 from tests.stage import ROOT
 
-APART = "FERMION_CHAOS_APART"
+APART: Final = "FERMION_CHAOS_APART"
+MOUNTS: Final = ("--mount", "--propagation", "private")
 
 
 def main() -> int:
@@ -45,14 +48,13 @@ def main() -> int:
 
 
 def apart() -> None:
-    """Begin again in a mount namespace of one's own, where this process may make one."""
+    """Begin again in namespaces of one's own, of mounts and network, where this process may make them."""
     if os.environ.get(APART) or os.getuid() != 0:
         return
-    unshare = ("unshare", "--mount", "--propagation", "private")
-    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode == 0:
-        os.environ[APART] = "1"
-        words = (*unshare, sys.executable, "-m", "tests.chaos", *sys.argv[1:])
-        os.execvp("unshare", words)
+    for words in (("unshare", *MOUNTS, *NETWORK), ("unshare", *MOUNTS)):
+        if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+            os.environ[APART] = "1"
+            os.execvp("unshare", (*words, sys.executable, "-m", "tests.chaos", *sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,69 +1,89 @@
 """
 Watches the mains of a local cluster from outside, and writes down when each of them ended.
 
-    python recorder.py REPLICAS_FOLDER OUTPUT
+    python -m tests.chaos.recorder REPLICAS_FOLDER OUTPUT
 
-It finds each run in the shims' records, takes a pidfd of its process and waits for it. One line a
-run: replica folder, replica uid, ordinal, the end in nanoseconds of the wall clock as this process
-saw it.
+It finds each run in the shims' records and takes a pidfd of its process. Another process waits for
+these and does nothing else: where it may, it runs before all that is not as urgent, so that what it
+writes down is when they ended and not when it was its turn. One line a run: replica folder, replica
+uid, ordinal, the end in nanoseconds of the wall clock as this process saw it.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from services.executor import shim
 
 LOOK_SECONDS = 0.01
+WORDS_MAX = 4096
 
 
 def main(replicas: Path, output: Path) -> None:
-    """Watch until killed."""
-    poller = select.poll()
-    watched: dict[int, tuple[str, str, int]] = {}
+    """Look until killed."""
+    found, sent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        sent.close()
+        watch(found, output)
+        os._exit(0)
+    found.close()
+    look(replicas, sent)
+
+
+def look(replicas: Path, sent: socket.socket) -> None:
+    """Send a pidfd of each run that is found."""
     seen: set[tuple[str, str, int]] = set()
-    looked = 0.0
-    with output.open("a", buffering=1) as file:
-
-        def wait(seconds: float) -> None:
-            """Write down what ends in so long."""
-            for descriptor, _ in poller.poll(seconds * 1000):
-                at = time.time_ns()
-                name, uid, ordinal = watched.pop(descriptor)
-                poller.unregister(descriptor)
-                os.close(descriptor)
-                file.write(f"{name} {uid} {ordinal} {at}\n")
-
-        while True:
-            wait(LOOK_SECONDS)
-            if time.monotonic() < looked + LOOK_SECONDS:
+    while True:
+        time.sleep(LOOK_SECONDS)
+        for folder in replicas.iterdir() if replicas.exists() else ():
+            try:
+                record = shim.read_record(str(folder))
+                uid = shim.Words(shim.read_file(str(folder / "spec"))).one("uid")
+            except (OSError, KeyError, ValueError):
                 continue
-            looked = time.monotonic()
-            for folder in replicas.iterdir() if replicas.exists() else ():
-                # There may be hundreds, and what ends meanwhile ended now.
-                wait(0)
-                try:
-                    record = shim.read_record(str(folder))
-                    uid = shim.Words(shim.read_file(str(folder / "spec"))).one("uid")
-                except (OSError, KeyError, ValueError):
+            for start, end in record.runs[-1:] if record else ():
+                key = (folder.name, uid, start.ordinal)
+                if end is not None or key in seen or shim.started(start.pid) != start.ticks:
                     continue
-                for start, end in record.runs[-1:] if record else ():
-                    key = (folder.name, uid, start.ordinal)
-                    if end is not None or key in seen or shim.started(start.pid) != start.ticks:
-                        continue
-                    try:
-                        descriptor = os.pidfd_open(start.pid)
-                    except ProcessLookupError:
-                        continue
-                    seen.add(key)
-                    watched[descriptor] = key
-                    poller.register(descriptor, select.POLLIN)
+                try:
+                    descriptor = os.pidfd_open(start.pid)
+                except ProcessLookupError:
+                    continue
+                seen.add(key)
+                words = f"{folder.name} {uid} {start.ordinal}"
+                socket.send_fds(sent, [words.encode()], [descriptor])
+                os.close(descriptor)
+
+
+def watch(found: socket.socket, output: Path) -> None:
+    """Write down when each process ends that is sent, until nobody sends any more."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    poller = select.poll()
+    poller.register(found, select.POLLIN)
+    watched: dict[int, str] = {}
+    with output.open("a", buffering=1) as file:
+        while True:
+            ready = poller.poll()
+            at = time.time_ns()
+            for descriptor, _ in ready:
+                if descriptor != found.fileno():
+                    file.write(f"{watched.pop(descriptor)} {at}\n")
+                    poller.unregister(descriptor)
+                    os.close(descriptor)
+                    continue
+                words, sent, _, _ = socket.recv_fds(found, WORDS_MAX, 1)
+                if not words:
+                    return
+                watched[sent[0]] = words.decode()
+                poller.register(sent[0], select.POLLIN)
 
 
 if __name__ == "__main__":
-    os.nice(-5) if os.getuid() == 0 else None
     main(Path(sys.argv[1]), Path(sys.argv[2]))

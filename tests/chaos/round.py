@@ -31,6 +31,9 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
     with standing(folder / "home") as stand:
         if missing := [name for name in ("postgres", "nats", "cluster") if name not in stand.disks]:
             report.skipped = [f"disk full {name}: this process may not mount" for name in missing]
+        report.figures["partitions"] = "network namespaces" if stand.links else "a proxy"
+        if not stand.links:
+            report.skipped.append("lost packets: no network namespace; a proxy held what was sent")
         stand.stage.ok("projects", "create", load.PROJECT)
         words, outside = folder / "words", folder / "outside"
         words.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Stand:
     stage: Stage
     ports: dict[str, int]
     wires: subprocess.Popen[bytes]
+    # Whether the network lies in namespaces, and loses what is partitioned.
+    links: bool
     # Names of those that lie on a small disk of their own.
     disks: list[str] = field(default_factory=list)
 
@@ -159,8 +162,9 @@ def standing(home: Path) -> Iterator[Stand]:
     (home / "ports.json").write_text(json.dumps({**ports, "nats": 0}))
     (home / "nats").mkdir(mode=0o700)
     (home / "nats" / "port").write_text(f"{ports['nats']}\n")
-    wires = _wire(home, ports)
-    stand = Stand(stage, ports, wires)
+    links = _apart("net") and shutil.which("ip") is not None
+    wires = _wire(home, ports, links)
+    stand = Stand(stage, ports, wires, links)
     try:
         for name, (folder, size) in DISKS.items():
             if _mounted(home / folder, size):
@@ -175,28 +179,15 @@ def standing(home: Path) -> Iterator[Stand]:
             subprocess.run(["umount", "--lazy", str(home / DISKS[name][0])], check=False)
 
 
-def _wire(home: Path, ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
+def _wire(home: Path, ports: Mapping[str, int], links: bool) -> subprocess.Popen[bytes]:
     """Lay a wire from each process to each other process and server, and let them carry."""
-    wires: list[dict[str, object]] = []
-    taken: dict[str, dict[str, str]] = {}
-    for source in LABELS:
-        own = taken.setdefault(f"127.0.0.1:{ports[source]}", {})
-        for target in (*LABELS, *SERVERS):
-            listen = free_port()
-            while listen in ports.values() or listen in {wire["listen"] for wire in wires}:
-                listen = free_port()
-            own[f"127.0.0.1:{ports[target]}"] = f"127.0.0.1:{listen}"
-            wires.append(
-                {
-                    "name": f"{source} {target}",
-                    "listen": listen,
-                    "to": ports[target],
-                    "frames": target == "nats",
-                }
-            )
-    (home / "wires.json").write_text(json.dumps(taken))
+    pairs = [(source, target) for source in LABELS for target in (*LABELS, *SERVERS)]
+    wires = [
+        {"name": f"{source} {target}", "to": ports[target], "frames": target == "nats"}
+        for source, target in pairs
+    ]
     plan = home / "wires.plan.json"
-    plan.write_text(json.dumps(wires))
+    plan.write_text(json.dumps({"links": links, "wires": wires}))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.wires", str(plan)],
         stdin=subprocess.PIPE,
@@ -206,15 +197,24 @@ def _wire(home: Path, ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"open\n"
+    laid = json.loads(process.stdout.readline())
+    taken: dict[str, dict[str, str]] = {}
+    for source, target in pairs:
+        own = taken.setdefault(f"127.0.0.1:{ports[source]}", {})
+        own[f"127.0.0.1:{ports[target]}"] = laid[f"{source} {target}"]
+    (home / "wires.json").write_text(json.dumps(taken))
     return process
+
+
+def _apart(kind: str) -> bool:
+    """Whether this process has a namespace of its own: what it makes there is gone with it."""
+    return os.readlink(f"/proc/self/ns/{kind}") != os.readlink(f"/proc/{os.getppid()}/ns/{kind}")
 
 
 def _mounted(folder: Path, size: int) -> bool:
     """Give a folder a small disk of its own; False where this process may not."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Only in a mount namespace of our own: what is mounted there is gone with the last of us.
-    if os.readlink("/proc/self/ns/mnt") == os.readlink(f"/proc/{os.getppid()}/ns/mnt"):
+    if not _apart("mnt"):
         return False
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "fermion-chaos", str(folder)],

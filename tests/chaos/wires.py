@@ -3,15 +3,19 @@ The network between the processes of a platform: every connection goes through h
 
     python -m tests.chaos.wires FILE
 
-FILE is JSON, a list of `{name, listen, to, frames}`. Orders come as lines of JSON on the standard
-input: `{"wire": name, "order": …, "way": "out" | "in"}`, where `out` goes from who connects:
+FILE is JSON: `links`, whether there may be network namespaces, and `wires`, a list of `{name, to,
+frames}`, where a name is `source target` and `to` a port. The first line of the output is JSON: for
+each name, where to connect. Orders come as lines of JSON on the standard input:
+`{"wire": name, "order": …, "way": "out" | "in"}`, where `out` goes from who connects:
 
     hold, free              nothing passes one way; what was sent arrives when it is free again
     cut                     every connection is reset
     duplicate, delay,       what a wire of `frames` (NATS) does with messages until it is `plain`
     reorder, plain
 
-A wire that is held either way does not connect, for a handshake takes both. It ends with its input.
+A wire that is held either way does not connect, for a handshake takes both. With links it is the
+packets that are lost (see `tests.chaos.nets`); without, this process keeps what was sent. It ends
+with its input.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ import random
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.chaos.nets import Link
 
 CHUNK_BYTES = 65536
 DELAY_SECONDS_MAX = 0.3
@@ -79,10 +85,11 @@ class Wire:
     """From one process to one port."""
 
     name: str
-    listen: int
     to: int
     frames: bool
     dice: random.Random
+    listener: socket.socket
+    link: Link | None = None
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     tricks: dict[str, str] = field(default_factory=lambda: dict.fromkeys(WAYS, "plain"))
     ends: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -92,11 +99,22 @@ class Wire:
         for way in WAYS:
             self.gates[way] = asyncio.Event()
             self.gates[way].set()
-        await asyncio.start_server(self._carry, "127.0.0.1", self.listen, limit=CHUNK_BYTES)
+        await asyncio.start_server(self._carry, sock=self.listener, limit=CHUNK_BYTES)
+
+    @property
+    def address(self) -> str:
+        """Where to connect."""
+        host, port = self.listener.getsockname()
+        return f"{host}:{port}"
 
     def obey(self, order: str, way: str) -> None:
         """Do what an order says."""
+        target = self.name.split()[1]
         match order:
+            case "hold" if self.link is not None:
+                self.link.lose(target, way)
+            case "free" if self.link is not None:
+                self.link.carry(target, way)
             case "hold":
                 self.gates[way].clear()
             case "free":
@@ -164,15 +182,45 @@ class Wire:
             return
 
 
+def laid(plan: Sequence[Mapping[str, object]], links: bool) -> dict[str, Wire]:
+    """Every wire of a plan, with links or without; none carries anything yet."""
+    reached: dict[str, list[str]] = {}
+    for each in plan:
+        source, target = str(each["name"]).split()
+        reached.setdefault(source, []).append(target)
+    of = {
+        source: Link(number, targets)
+        for number, (source, targets) in enumerate(reached.items(), 1)
+        if links
+    }
+    taken = {each["to"] for each in plan}
+    wires = {}
+    for each in plan:
+        name, to = str(each["name"]), int(str(each["to"]))
+        source, target = name.split()
+        link = of.get(source)
+        listener = link.listening(target, to) if link else somewhere(taken)
+        dice = random.Random(name)
+        wires[name] = Wire(name, to, bool(each["frames"]), dice, listener, link)
+    return wires
+
+
+def somewhere(taken: Iterable[object]) -> socket.socket:
+    """A socket on the loopback, at a port that nobody else is going to have."""
+    while True:
+        listener = socket.create_server(("127.0.0.1", 0))
+        if listener.getsockname()[1] not in taken:
+            return listener
+        listener.close()
+
+
 async def serve(path: Path) -> None:
     """Carry until the input ends."""
-    wires = {
-        each["name"]: Wire(**each, dice=random.Random(each["name"]))
-        for each in json.loads(path.read_text())
-    }
+    asked = json.loads(path.read_text())
+    wires = laid(asked["wires"], asked["links"])
     for wire in wires.values():
         await wire.open()
-    print("open", flush=True)
+    print(json.dumps({name: wire.address for name, wire in wires.items()}), flush=True)
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
