@@ -307,7 +307,7 @@ class Callers:
                 "FIELD_INVALID",
                 f"{rule.resource} is {resource!r}; it {wanted}.",
                 violations=(Violation(rule.resource, wanted, "access.resource"),),
-                next_step="Correct the fields named in the details.",
+                next_step="Change the named fields and send it again.",
                 field=rule.resource,
                 value=resource,
                 rule="access.resource",

@@ -199,7 +199,7 @@ class Door:
                 f"{first.field or 'The request'}{f' is {shown}; it' if shown else ''} "
                 f"{first.description}{more}.",
                 violations=tuple(violations),
-                next_step="Correct the fields named in the details.",
+                next_step="Change the named fields and send it again.",
                 field=first.field,
                 value=value,
                 rule=first.rule,

@@ -923,10 +923,11 @@ def plan(
 
 def unknown(name: str) -> Missing:
     """Make the refusal of what is asked about an instance that is not there."""
+    project = name.split("/")[1] if name.startswith("projects/") else "PROJECT"
     return Missing(
         "INSTANCE_NOT_FOUND",
         f"There is no {name}.",
-        next_step="List the project's instances.",
+        next_step=f"`fermion instances list -p {project}` shows those that are there.",
         instance=name,
     )
 
@@ -1104,7 +1105,7 @@ def _offered(template: api.Template | None, spec: api.Spec) -> api.Template:
         raise Refused(
             "TEMPLATE_HIDDEN",
             f"{name} is not offered any more.",
-            next_step="List the templates and name one of them.",
+            next_step="`fermion templates list` shows those that are offered.",
             template=name,
         )
     return template
