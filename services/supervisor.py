@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -189,7 +190,7 @@ class Supervisor:
                 self._welcome()
             while self.told is None:
                 self._look()
-                time.sleep(LOOP_SECONDS)
+                self._rest(LOOP_SECONDS)
             say(f"{self.told.name}: draining")
             return 0
         finally:
@@ -224,25 +225,40 @@ class Supervisor:
                 if now >= service.again:
                     service.start()
             elif process.poll() is not None:
-                if now - service.began > STEADY_SECONDS:
-                    service.backoff = BACKOFF_SECONDS_FIRST
                 words = f"   {last_words(service.log)}".rstrip()
                 if process.returncode == EXIT_REFUSED and not self.welcomed:
                     say(f"{service.label:<12} refuses to start{words}")
                     self.refused = service
                     return
                 # One that has run before is mended while the others serve.
-                say(
-                    f"{service.label:<12} ended ({_how(process)}); again in {service.backoff:.1f} s"
-                    f"{words}"
-                )
-                service.process, service.again = None, now + service.backoff
-                service.backoff = min(service.backoff * 2, BACKOFF_SECONDS_MAX)
+                steady = service.greeted and now - service.began > STEADY_SECONDS
+                if steady:
+                    service.backoff = BACKOFF_SECONDS_FIRST
+                said = "starting it again" if steady else f"again in {service.backoff:.1f} s"
+                say(f"{service.label:<12} ended ({_how(process)}); {said}{words}")
+                if steady:
+                    # One that has served is missed by all the others, so the first time is now.
+                    service.start()
+                else:
+                    service.process, service.again = None, now + service.backoff
+                    service.backoff = min(service.backoff * 2, BACKOFF_SECONDS_MAX)
             elif not service.greeted and service.ready():
                 service.greeted = True
                 metrics = f"   metrics {service.metrics}" if service.metrics else ""
                 ready = f"ready  {now - service.began:.1f} s   {service.address}"
                 say(f"{service.label:<12} {ready}{metrics}")
+
+    def _rest(self, seconds: float) -> None:
+        """Let some time pass, less where a process ends."""
+        poller = select.poll()
+        with ExitStack() as until:
+            for one in (*self.services, *(kept.server for kept in self.servers)):
+                # One that ended and was not looked after yet keeps its number.
+                if one.process is not None and one.process.returncode is None:
+                    descriptor = os.pidfd_open(one.process.pid)
+                    until.callback(os.close, descriptor)
+                    poller.register(descriptor, select.POLLIN)
+            poller.poll(seconds * 1000)
 
     def _welcome(self) -> None:
         self.welcomed = True

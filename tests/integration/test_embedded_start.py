@@ -21,8 +21,9 @@ from tests.unit.services.executor.test_ground import replica
 
 SECONDS_MAX = 40.0
 PROGRAM = """
-import sys
+import os, sys
 from services import supervisor
+supervisor.STEADY_SECONDS = float(os.environ.get("STEADY_SECONDS", supervisor.STEADY_SECONDS))
 command = (sys.executable, "-m", "tests.integration.embedded_service")
 sys.exit(supervisor.up(sys.argv[1:], targets=("projects", "instances"), command=command))
 """
@@ -214,6 +215,19 @@ def test_what_dies_is_started_again_and_said(start: Start) -> None:
         server.kill()
     start.until(lambda: start.printed.count("postgres     ready") == 2)
     start.until(lambda: start.printed.count("nats         ready") == 2)
+    assert start.stop() == 0
+
+
+def test_what_has_served_for_some_time_is_started_again_at_once(start: Start) -> None:
+    start.up("--port", str(free_port()), environment={"STEADY_SECONDS": "0"})
+    start.ready()
+    for times in (1, 2):
+        (service,) = start.services()
+        os.kill(int(service["pid"]), signal.SIGKILL)
+        start.until(lambda: start.services()[0]["pid"] != service["pid"])  # noqa: B023
+        start.until(lambda: start.printed.count("all          ready") == times + 1)  # noqa: B023
+    assert start.printed.count("all          ended (SIGKILL); starting it again") == 2
+    assert "again in" not in start.printed
     assert start.stop() == 0
 
 
