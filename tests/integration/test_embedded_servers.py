@@ -22,6 +22,7 @@ from nats.errors import Error as NatsError
 
 from chassis.embedded import Home, Nats, Postgres, Standing, free_port
 from chassis.embedded.child import allows
+from chassis.postgres import KEEPALIVE, Database
 from chassis.refusals import Refused
 from tests.servers import NatsServer
 
@@ -144,13 +145,20 @@ async def test_no_port_is_open_unless_asked_for(postgres: Postgres) -> None:
     assert listening == []
 
 
-async def test_a_port_of_the_loopback_is_open_if_asked_for(tmp_path: Path) -> None:
+async def test_a_port_of_the_loopback_is_open_if_asked_for_and_sessions_on_it_are_looked_after(
+    tmp_path: Path,
+) -> None:
     server = Postgres(tmp_path / "postgres", tcp_port=free_port())
     server.start()
     server.wait_ready()
     try:
         assert await ask(server.dsn_of("postgres"), "SELECT 'there'") == "there"
         assert await ask(server.dsn_of("postgres"), "SHOW listen_addresses") == "127.0.0.1"
+        # A client that dies behind a partition holds what it has locked until the server asks.
+        session = await Database(server.dsn_of("postgres"), "sample").pinned("test")
+        for name, value in KEEPALIVE.items():
+            assert await session.fetchval(f"SHOW {name}") == value
+        await session.close()
     finally:
         server.stop()
 
