@@ -25,7 +25,7 @@ from fermion.api.journal import v1 as journal
 from fermion.api.workload import v1 as workload
 from fermion.api.workload.v1 import events_pb2 as workload_events
 from services.executor import shim
-from tests.chaos import load
+from tests.chaos import load, recorder
 from tests.chaos.faults import BUSY, EACH_MIN, FULL_SECONDS, KILLS, Scene, kinds
 from tests.chaos.load import CPU_MILLI, MEMORY_BYTES, MS, PROJECT, Ledger
 from tests.chaos.report import Report, quantiles
@@ -395,9 +395,11 @@ def judge_outside(
 ) -> None:
     """A recorder outside saw the same ends; where a shim was struck the bill is never longer."""
     apart: list[int] = []
+    worst: list[tuple[object, ...]] = []
     hurt: list[int] = []
     long: list[tuple[object, ...]] = []
-    for line in outside.read_text().splitlines():
+    turn, *lines = outside.read_text().splitlines()
+    for line in lines:
         name, uid, ordinal, at = line.split()
         told = runs.get(uid, {}).get(int(ordinal))
         if told is None:
@@ -405,6 +407,8 @@ def judge_outside(
         late = told.end - int(at) // MS
         if name not in scene.hurt:
             apart.append(abs(late))
+            if abs(late) > APART_MS:
+                worst.append((name, ordinal, late, told.evidence))
             continue
         stopped = sum(until - since for _, since, until in scene.hurt[name]) // MS
         hurt.append(late)
@@ -415,10 +419,13 @@ def judge_outside(
     count = sum(map(len, runs.values()))
     report.check(len(apart) + len(hurt) > count / 4, "the recorder outside saw enough", len(apart))
     found = quantiles([float(one) for one in apart])
+    # One that shares the machine is itself late now and then.
+    sharing = turn == recorder.SHARING
+    which, most = ("95 of 100 ends are", "p95") if sharing else ("each end is", "max")
     report.check(
-        bool(apart) and found["p95"] <= APART_MS,
-        f"95 of 100 ends are within {APART_MS} ms of a recorder outside",
-        found,
+        bool(apart) and found[most] <= APART_MS,
+        f"{which} within {APART_MS} ms of a recorder outside",
+        worst,
     )
     report.check(not long, "where a shim was hurt the bill is short by a tick and says so", long)
     report.figures |= {

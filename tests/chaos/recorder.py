@@ -5,14 +5,16 @@ Watches the mains of a local cluster from outside, and writes down when each of 
 
 It finds each run in the shims' records and takes a pidfd of its process. Another process waits for
 these and does nothing else: where it may, it runs before all that is not as urgent, so that what it
-writes down is when they ended and not when it was its turn. One line a run: replica folder, replica
-uid, ordinal, the end in nanoseconds of the wall clock as this process saw it.
+writes down is when they ended and not when it was its turn. The first line says whether: FIRST or
+SHARING. Then one line a run: replica folder, replica uid, ordinal, the end in nanoseconds of the
+wall clock as this process saw it.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -23,24 +25,31 @@ from services.executor import shim
 
 LOOK_SECONDS = 0.01
 WORDS_MAX = 4096
+FIRST, SHARING = "first", "sharing"
 
 
 def main(replicas: Path, output: Path) -> None:
-    """Look until killed."""
+    """Watch until told to end; the lines are written then, for no disk may hold this up."""
     found, sent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        sent.close()
-        watch(found, output)
+        found.close()
+        look(replicas, sent)
         os._exit(0)
-    found.close()
-    look(replicas, sent)
+    sent.close()
+    lines: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        watch(found, lines)
+    finally:
+        output.write_text("".join(f"{line}\n" for line in lines))
 
 
 def look(replicas: Path, sent: socket.socket) -> None:
     """Send a pidfd of each run that is found."""
     seen: set[tuple[str, str, int]] = set()
-    while True:
-        time.sleep(LOOK_SECONDS)
+    poller = select.poll()
+    poller.register(sent, select.POLLHUP)
+    while not poller.poll(LOOK_SECONDS * 1000):
         for folder in replicas.iterdir() if replicas.exists() else ():
             try:
                 record = shim.read_record(str(folder))
@@ -61,28 +70,30 @@ def look(replicas: Path, sent: socket.socket) -> None:
                 os.close(descriptor)
 
 
-def watch(found: socket.socket, output: Path) -> None:
-    """Write down when each process ends that is sent, until nobody sends any more."""
+def watch(found: socket.socket, lines: list[str]) -> None:
+    """Note when each process ends that is sent, until nobody sends any more."""
+    turn = SHARING
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        turn = FIRST
+    lines.append(turn)
     poller = select.poll()
     poller.register(found, select.POLLIN)
     watched: dict[int, str] = {}
-    with output.open("a", buffering=1) as file:
-        while True:
-            ready = poller.poll()
-            at = time.time_ns()
-            for descriptor, _ in ready:
-                if descriptor != found.fileno():
-                    file.write(f"{watched.pop(descriptor)} {at}\n")
-                    poller.unregister(descriptor)
-                    os.close(descriptor)
-                    continue
-                words, sent, _, _ = socket.recv_fds(found, WORDS_MAX, 1)
-                if not words:
-                    return
-                watched[sent[0]] = words.decode()
-                poller.register(sent[0], select.POLLIN)
+    while True:
+        ready = poller.poll()
+        at = time.time_ns()
+        for descriptor, _ in ready:
+            if descriptor != found.fileno():
+                lines.append(f"{watched.pop(descriptor)} {at}")
+                poller.unregister(descriptor)
+                os.close(descriptor)
+                continue
+            words, sent, _, _ = socket.recv_fds(found, WORDS_MAX, 1)
+            if not words:
+                return
+            watched[sent[0]] = words.decode()
+            poller.register(sent[0], select.POLLIN)
 
 
 if __name__ == "__main__":

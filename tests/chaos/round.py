@@ -56,7 +56,7 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
             oracle.finish(stand, ledger)
             oracle.settle(stand, report)
         finally:
-            recorder.kill()
+            recorder.terminate()
             recorder.wait()
         oracle.judge(scene, report, outside, words)
     return report
