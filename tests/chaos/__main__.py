@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.nets import NETWORK
+from tests.chaos.nets import NETWORK, runs
 from tests.chaos.round import play
 from tests.stage import ROOT
 
@@ -52,7 +51,7 @@ def apart() -> None:
     if os.environ.get(APART) or os.getuid() != 0:
         return
     for words in (("unshare", *MOUNTS, *NETWORK), ("unshare", *MOUNTS)):
-        if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0:
+        if runs(*words, "true"):
             os.environ[APART] = "1"
             os.execvp("unshare", (*words, sys.executable, "-m", "tests.chaos", *sys.argv[1:]))
 

@@ -16,12 +16,13 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-# For `unshare`: a network of one's own, whose loopback would be down.
+# Runs what follows in a network of its own, whose loopback would be down.
 NETWORK: Final = ("--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+UNSHARE: Final = ("unshare", *NETWORK)
 CLONE_NEWNET: Final = 0x40000000
 OUTER, INNER, NOBODY = (f"02:00:00:00:00:{number:02d}" for number in (1, 2, 99))
 # As a service asks PostgreSQL to find out that it is gone; see `chassis.postgres.KEEPALIVE`.
@@ -32,6 +33,18 @@ KEEPALIVE: Final = (
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def allowed() -> bool:
+    """Whether this process may have namespaces, and the means."""
+    return runs(*UNSHARE, "true")
+
+
+def runs(*words: str) -> bool:
+    """Whether a command is there and succeeds."""
+    with suppress(OSError):
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    return False
 
 
 @dataclass

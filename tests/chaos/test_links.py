@@ -6,28 +6,19 @@ import json
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from typing import Final
 
 import pytest
 
-from tests.chaos.nets import NETWORK, Link
+from tests.chaos.nets import UNSHARE, Link, allowed
 from tests.stage import ROOT
 
-UNSHARE: Final = ("unshare", *NETWORK)
 # What arrives does so long before; TCP sends again what was lost, ever more seldom.
 ARRIVE_SECONDS: Final = 10.0
 LOST_SECONDS: Final = 0.5
 
 
-def may() -> bool:
-    """Whether this process may have namespaces."""
-    with suppress(OSError):
-        return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
-    return False
-
-
-@pytest.mark.skipif(not may(), reason="this process may not make network namespaces")
+@pytest.mark.skipif(not allowed(), reason="this process may not make network namespaces")
 def test_a_link_loses_one_way_of_one_pair_and_tcp_brings_what_was_lost_when_it_carries_again() -> (
     None
 ):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.nets import allowed
 from tests.stage import ROOT
 
 SECONDS = 60
@@ -34,3 +35,4 @@ def test_nothing_is_lost_or_doubled_and_time_is_told_exactly_whatever_is_struck(
     assert found["broken"] == []
     assert played.returncode == 0
     assert (found["lost"], found["doubled"]) == (0, 0)
+    assert found["partitions"] == ("network namespaces" if allowed() else "a proxy")
