@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -56,13 +56,6 @@ class Enrolments:
     def clear(self, journal: str) -> Sequence[Write]:
         """Forget everything, before it is folded anew."""
         return [Write("unenrol", "unenrol", ())]
-
-
-class Where(NamedTuple):
-    """Where a fact stands: in the journal of a cluster's executor, at a position."""
-
-    cluster: str
-    position: int
 
 
 @dataclass(slots=True)
@@ -120,7 +113,7 @@ class Page:
         """Take one fact in."""
         said = fact.message
         if said is not None and (take := TAKES.get(type(said))) is not None:
-            take(self, said, Where(fact.journal.partition("/")[2], fact.position))
+            take(self, said, fact)
 
     def writes(self) -> Sequence[Write]:
         """Choose the writes of all that was taken in."""
@@ -160,95 +153,93 @@ class Page:
 
     # What becomes of each type; the most frequent ones first.
 
-    def _started(self, said: workload.ReplicaStarted, where: Where) -> None:
-        self._subject(said.uid, said.subject, where)
-        self._run(said.uid, said.run).begins(_seen(said.witness, where))
+    def _started(self, said: workload.ReplicaStarted, fact: Recorded) -> None:
+        self._subject(said.uid, said.subject, fact)
+        self._run(said.uid, said.run).begins(_seen(said.witness, fact))
 
-    def _ended(self, said: workload.ReplicaEnded, where: Where) -> None:
-        self._run(said.uid, said.run).ends(_seen(said.witness, where))
+    def _ended(self, said: workload.ReplicaEnded, fact: Recorded) -> None:
+        self._run(said.uid, said.run).ends(_seen(said.witness, fact))
 
-    def _scheduled(self, said: workload.ReplicaScheduled, where: Where) -> None:
-        found = self._subject(said.uid, said.subject, where)
-        found.scheduled = found.scheduled or _seen(said.witness, where)
+    def _scheduled(self, said: workload.ReplicaScheduled, fact: Recorded) -> None:
+        found = self._subject(said.uid, said.subject, fact)
+        found.scheduled = found.scheduled or _seen(said.witness, fact)
 
-    def _released(self, said: workload.ReplicaReleased, where: Where) -> None:
-        found = self._replica(said.uid, said.project, where)
-        found.released = found.released or _seen(said.witness, where)
+    def _released(self, said: workload.ReplicaReleased, fact: Recorded) -> None:
+        found = self._replica(said.uid, said.project, fact)
+        found.released = found.released or _seen(said.witness, fact)
 
-    def _draining(self, said: workload.ReplicaDraining, where: Where) -> None:
-        found = self._replica(said.uid, said.project, where)
-        when, position, evidence = _seen(said.witness, where)
+    def _draining(self, said: workload.ReplicaDraining, fact: Recorded) -> None:
+        found = self._replica(said.uid, said.project, fact)
+        when, position, evidence = _seen(said.witness, fact)
         found.drain = found.drain or (when, said.cause, position, evidence)
 
-    def _finished(self, said: workload.WorkloadFinished, where: Where) -> None:
+    def _finished(self, said: workload.WorkloadFinished, fact: Recorded) -> None:
         when = milliseconds(said.witness.occurred_time)
-        self.finished.append((said.uid, where.cluster, said.project, when, where.position))
+        self.finished.append((said.uid, _cluster(fact), said.project, when, fact.position))
 
-    def _lost(self, said: workload.ReplicaLost, where: Where) -> None:
-        self._gap(said.uid, said.n).begins(_seen(said.witness, where))
+    def _lost(self, said: workload.ReplicaLost, fact: Recorded) -> None:
+        self._gap(said.uid, said.n).begins(_seen(said.witness, fact))
 
-    def _found(self, said: workload.ReplicaFound, where: Where) -> None:
-        self._gap(said.uid, said.n).ends(_seen(said.witness, where))
+    def _found(self, said: workload.ReplicaFound, fact: Recorded) -> None:
+        self._gap(said.uid, said.n).ends(_seen(said.witness, fact))
 
-    def _proved(self, said: workload.ProofOfLife, where: Where) -> None:
-        cluster, until = where.cluster, milliseconds(said.until_time)
-        alive = (cluster, until, where.position, sorted(said.except_replicas))
+    def _proved(self, said: workload.ProofOfLife, fact: Recorded) -> None:
+        cluster, until = _cluster(fact), milliseconds(said.until_time)
+        alive = (cluster, until, fact.position, sorted(said.except_replicas))
         self.proofs.append(Write("prove", cluster, alive))
 
-    def _passed(self, said: workload.Watermark, where: Where) -> None:
-        through = (where.cluster, milliseconds(said.through_time))
-        self.proofs.append(Write("pass", where.cluster, through))
+    def _passed(self, said: workload.Watermark, fact: Recorded) -> None:
+        through = (_cluster(fact), milliseconds(said.through_time))
+        self.proofs.append(Write("pass", _cluster(fact), through))
 
-    def _bound(self, said: workload.VolumeBound, where: Where) -> None:
-        volume = self._volume(said.uid, said.subject.project, where)
-        volume.bound = volume.bound or _stored(said, where)
+    def _bound(self, said: workload.VolumeBound, fact: Recorded) -> None:
+        volume = self._volume(said.uid, said.subject.project, fact)
+        volume.bound = volume.bound or _stored(said, fact)
 
-    def _deleted(self, said: workload.VolumeDeleted, where: Where) -> None:
-        volume = self._volume(said.uid, said.project, where)
-        volume.deleted = volume.deleted or _seen(said.witness, where)
+    def _deleted(self, said: workload.VolumeDeleted, fact: Recorded) -> None:
+        volume = self._volume(said.uid, said.project, fact)
+        volume.deleted = volume.deleted or _seen(said.witness, fact)
 
-    def _resized(self, said: workload.ReplicaResized, where: Where) -> None:
+    def _resized(self, said: workload.ReplicaResized, fact: Recorded) -> None:
         sku = said.sku
         self.changes.append(
             (
-                *(said.uid, True, said.n, *_seen(said.witness, where), None),
+                *(said.uid, True, said.n, *_seen(said.witness, fact), None),
                 *(sku.gpu_type, sku.gpu_milli, sku.cpu_milli, sku.memory_bytes),
             )
         )
 
-    def _relabelled(self, said: workload.ReplicaRelabelled, where: Where) -> None:
-        seen, labels = _seen(said.witness, where), _labels(said.labels)
+    def _relabelled(self, said: workload.ReplicaRelabelled, fact: Recorded) -> None:
+        seen, labels = _seen(said.witness, fact), _labels(said.labels)
         self.changes.append((said.uid, False, said.n, *seen, labels, None, None, None, None))
 
-    def _corrected(self, said: workload.ReplicaRunCorrected, where: Where) -> None:
+    def _corrected(self, said: workload.ReplicaRunCorrected, fact: Recorded) -> None:
         start = milliseconds(said.start_time) if said.HasField("start_time") else None
         end = milliseconds(said.end_time) if said.HasField("end_time") else None
-        seen = _seen(said.witness, where)
+        seen = _seen(said.witness, fact)
         self.corrections.append((said.uid, said.n, said.run, start, end, *seen))
 
-    def _missed(self, said: workload.ReplicaRunMissed, where: Where) -> None:
+    def _missed(self, said: workload.ReplicaRunMissed, fact: Recorded) -> None:
         window = milliseconds(said.window_start_time), milliseconds(said.window_end_time)
         evidence = said.witness.evidence
-        self.missed.append(
-            (said.uid, said.from_run, said.to_run, *window, where.position, evidence)
-        )
+        self.missed.append((said.uid, said.from_run, said.to_run, *window, fact.position, evidence))
 
     # Rows.
 
-    def _replica(self, uid: str, project: str, where: Where) -> _Replica:
+    def _replica(self, uid: str, project: str, fact: Recorded) -> _Replica:
         found = self.replicas.get(uid)
         if found is None:
-            found = self.replicas[uid] = _Replica(where.cluster, project)
+            found = self.replicas[uid] = _Replica(_cluster(fact), project)
         return found
 
-    def _subject(self, uid: str, subject: workload.Subject, where: Where) -> _Replica:
-        found = self._replica(uid, subject.project, where)
+    def _subject(self, uid: str, subject: workload.Subject, fact: Recorded) -> _Replica:
+        found = self._replica(uid, subject.project, fact)
         if found.subject is None:
-            found.subject = _whose(subject, where.position)
+            found.subject = _whose(subject, fact.position)
         return found
 
-    def _volume(self, uid: str, project: str, where: Where) -> _Volume:
-        return self.volumes.setdefault(uid, _Volume(where.cluster, project))
+    def _volume(self, uid: str, project: str, fact: Recorded) -> _Volume:
+        return self.volumes.setdefault(uid, _Volume(_cluster(fact), project))
 
     def _run(self, uid: str, run: int) -> _Pair:
         found = self.runs.get((uid, run))
@@ -304,6 +295,11 @@ class Meter:
         return [Write(name, "clear", (cluster,)) for name in FORGET]
 
 
+def _cluster(fact: Recorded) -> str:
+    """Whose executor stated it."""
+    return fact.journal.partition("/")[2]
+
+
 def _whose(subject: workload.Subject, position: int) -> tuple[object, ...]:
     limit = subject.max_cost if subject.HasField("max_cost") else None
     sku = subject.sku
@@ -316,12 +312,12 @@ def _whose(subject: workload.Subject, position: int) -> tuple[object, ...]:
     )
 
 
-def _stored(said: workload.VolumeBound, where: Where) -> tuple[object, ...]:
+def _stored(said: workload.VolumeBound, fact: Recorded) -> tuple[object, ...]:
     subject = said.subject
     return (
         *(subject.owner, subject.owner_uid, subject.kind, subject.user, subject.purchase),
         *(_labels(subject.labels), subject.sku.storage_bytes),
-        *_seen(said.witness, where),
+        *_seen(said.witness, fact),
     )
 
 
@@ -332,8 +328,8 @@ def _pairs(pairs: Mapping[tuple[str, int], _Pair]) -> list[tuple[object, ...]]:
     ]
 
 
-def _seen(witness: workload.Witness, where: Where) -> Seen:
-    return milliseconds(witness.occurred_time), where.position, witness.evidence
+def _seen(witness: workload.Witness, fact: Recorded) -> Seen:
+    return milliseconds(witness.occurred_time), fact.position, witness.evidence
 
 
 def _labels(labels: Mapping[str, str]) -> str:
