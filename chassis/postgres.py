@@ -18,14 +18,13 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 # A statement of a request that takes longer is a fault, and its caller has gone.
 STATEMENT_SECONDS_MAX = 30.0
 CONNECT_SECONDS_MAX = 5.0
-# The server asks a silent client so often whether it still is there. A process that dies behind a
-# partition cannot say so, and what its session has locked would stay so for hours. Where an answer
-# is on its way it waits longer: a client that reads nothing for some time may only be busy.
+# The server asks a client that is silent for so long whether it still is there, and gives it up so
+# many milliseconds after its last sign of life (on Linux that takes the place of a count; tcp(7)).
+# A process that dies behind a partition cannot say so, and what its session has locked would stay so.
 KEEPALIVE = {
     "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "1",
-    "tcp_keepalives_count": "5",
-    "tcp_user_timeout": "30000",
+    "tcp_keepalives_interval": "5",
+    "tcp_user_timeout": "15000",
 }
 
 # What a lost, refused or half-open connection looks like, asyncpg's own state errors included; and

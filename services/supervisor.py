@@ -47,7 +47,7 @@ READY_SECONDS_MAX: Final = 60.0
 DOWN_SECONDS_MAX: Final = DRAIN_SECONDS_MAX + 25.0
 BACKOFF_SECONDS_FIRST: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
-# What lived so long starts again at once when it dies.
+# What was ready and has lived so long starts again at once when it dies.
 STEADY_SECONDS: Final = 10.0
 # What an executor takes at the most.
 GPUS_MAX: Final = 64

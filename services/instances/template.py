@@ -74,8 +74,8 @@ def unknown(name: str) -> Missing:
     return Missing(
         "TEMPLATE_NOT_FOUND",
         f"There is no {name}.",
-        next_step="`fermion templates list` shows those that are there; an operator adds one: "
-        "fermion templates set.",
+        next_step="`fermion templates list` shows those that are there; an operator adds one with "
+        "`fermion templates set --file FILE`.",
         template=name,
     )
 

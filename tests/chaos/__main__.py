@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.nets import NETWORK, runs
+from tests.chaos.nets import NETWORK, UNSHARE, runs
 from tests.chaos.round import play
+from tests.chaos.stand import APART, MOUNT, NET
 from tests.stage import ROOT
 
-APART: Final = "FERMION_CHAOS_APART"
 MOUNTS: Final = ("--mount", "--propagation", "private")
 
 
@@ -50,9 +50,13 @@ def apart() -> None:
     """Begin again in namespaces of one's own, of mounts and network, where this process may make them."""
     if os.environ.get(APART) or os.getuid() != 0:
         return
-    for words in (("unshare", *MOUNTS, *NETWORK), ("unshare", *MOUNTS)):
+    for kinds, words in (
+        (f"{MOUNT} {NET}", ("unshare", *MOUNTS, *NETWORK)),
+        (NET, UNSHARE),
+        (MOUNT, ("unshare", *MOUNTS)),
+    ):
         if runs(*words, "true"):
-            os.environ[APART] = "1"
+            os.environ[APART] = kinds
             os.execvp("unshare", (*words, sys.executable, "-m", "tests.chaos", *sys.argv[1:]))
 
 

@@ -20,23 +20,30 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-# Runs what follows in a network of its own, whose loopback would be down.
-NETWORK: Final = ("--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+from chassis.postgres import KEEPALIVE
+
+# Runs what follows in a network of its own, where a link can be laid.
+NETWORK: Final = (
+    *("--net", "sh", "-c"),
+    "printf 'link set lo up\\nlink add link0 type veth peer name inner\\nlink del link0\\n' | ip -batch -"
+    ' && exec "$@"',
+    "sh",
+)
 UNSHARE: Final = ("unshare", *NETWORK)
 CLONE_NEWNET: Final = 0x40000000
 OUTER, INNER, NOBODY = (f"02:00:00:00:00:{number:02d}" for number in (1, 2, 99))
-# As a service asks PostgreSQL to find out that it is gone; see `chassis.postgres.KEEPALIVE`.
-KEEPALIVE: Final = (
-    (socket.TCP_KEEPIDLE, 5),
-    (socket.TCP_KEEPINTVL, 1),
-    (socket.TCP_KEEPCNT, 5),
-)
+# As a service asks PostgreSQL to find out that it is gone.
+ASKED: Final = {
+    socket.TCP_KEEPIDLE: "tcp_keepalives_idle",
+    socket.TCP_KEEPINTVL: "tcp_keepalives_interval",
+    socket.TCP_USER_TIMEOUT: "tcp_user_timeout",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def allowed() -> bool:
-    """Whether this process may have namespaces, and the means."""
+    """Whether this process may have networks of its own, and links between them."""
     return runs(*UNSHARE, "true")
 
 
@@ -88,8 +95,8 @@ class Link:
         with self._inside_of():
             listener = socket.create_server((self._far(self._place(target)), port))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+        for option, name in ASKED.items():
+            listener.setsockopt(socket.IPPROTO_TCP, option, int(KEEPALIVE[name]))
         return listener
 
     def lose(self, target: str, way: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import sys
 import time
@@ -29,7 +28,7 @@ FIRST, SHARING = "first", "sharing"
 
 
 def main(replicas: Path, output: Path) -> None:
-    """Watch until told to end; the lines are written then, for no disk may hold this up."""
+    """Watch until the input ends; the lines are written then, for no disk may hold this up."""
     found, sent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         found.close()
@@ -37,11 +36,8 @@ def main(replicas: Path, output: Path) -> None:
         os._exit(0)
     sent.close()
     lines: list[str] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        watch(found, lines)
-    finally:
-        output.write_text("".join(f"{line}\n" for line in lines))
+    watch(found, lines)
+    output.write_text("".join(f"{line}\n" for line in lines))
 
 
 def look(replicas: Path, sent: socket.socket) -> None:
@@ -71,27 +67,29 @@ def look(replicas: Path, sent: socket.socket) -> None:
 
 
 def watch(found: socket.socket, lines: list[str]) -> None:
-    """Note when each process ends that is sent, until nobody sends any more."""
+    """Note when each process ends that is sent, until the input ends."""
     turn = SHARING
-    with suppress(PermissionError):
+    with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         turn = FIRST
     lines.append(turn)
     poller = select.poll()
     poller.register(found, select.POLLIN)
+    poller.register(sys.stdin, select.POLLHUP)
     watched: dict[int, str] = {}
     while True:
         ready = poller.poll()
         at = time.time_ns()
         for descriptor, _ in ready:
+            if descriptor == sys.stdin.fileno():
+                return
             if descriptor != found.fileno():
                 lines.append(f"{watched.pop(descriptor)} {at}")
                 poller.unregister(descriptor)
                 os.close(descriptor)
                 continue
             words, sent, _, _ = socket.recv_fds(found, WORDS_MAX, 1)
-            if not words:
-                return
+            assert words, "nobody looks any more"
             watched[sent[0]] = words.decode()
             poller.register(sent[0], select.POLLIN)
 

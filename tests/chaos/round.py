@@ -40,6 +40,7 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
         outside.touch()
         recorder = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.recorder", str(stand.replicas), str(outside)],
+            stdin=subprocess.PIPE,
             cwd=ROOT,
             start_new_session=True,
         )
@@ -56,8 +57,8 @@ def play(folder: Path, duration: float, seed: int, only: Sequence[str] = ()) -> 
             oracle.finish(stand, ledger)
             oracle.settle(stand, report)
         finally:
-            recorder.terminate()
-            recorder.wait()
+            # Its input ends.
+            recorder.communicate()
         oracle.judge(scene, report, outside, words)
     return report
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +28,9 @@ REPLICAS: Final = 2
 SERVICES: Final = tuple(TARGETS)
 LABELS: Final = (*SERVICES, *(f"{name}-2" for name in SERVICES))
 SERVERS: Final = ("postgres", "nats")
+# Says which namespaces the round has of its own.
+APART: Final = "FERMION_CHAOS_APART"
+MOUNT, NET = "mount", "net"
 # Small disks of their own, where this process may mount: what lies on them, and how large.
 DISKS: Final[Mapping[str, tuple[str, int]]] = {
     "postgres": ("postgres", 2048 * MIB),
@@ -162,7 +164,7 @@ def standing(home: Path) -> Iterator[Stand]:
     (home / "ports.json").write_text(json.dumps({**ports, "nats": 0}))
     (home / "nats").mkdir(mode=0o700)
     (home / "nats" / "port").write_text(f"{ports['nats']}\n")
-    links = _apart("net") and shutil.which("ip") is not None
+    links = _apart(NET)
     wires = _wire(home, ports, links)
     stand = Stand(stage, ports, wires, links)
     try:
@@ -208,13 +210,13 @@ def _wire(home: Path, ports: Mapping[str, int], links: bool) -> subprocess.Popen
 
 def _apart(kind: str) -> bool:
     """Whether this process has a namespace of its own: what it makes there is gone with it."""
-    return os.readlink(f"/proc/self/ns/{kind}") != os.readlink(f"/proc/{os.getppid()}/ns/{kind}")
+    return kind in os.environ.get(APART, "").split()
 
 
 def _mounted(folder: Path, size: int) -> bool:
     """Give a folder a small disk of its own; False where this process may not."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _apart("mnt"):
+    if not _apart(MOUNT):
         return False
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "fermion-chaos", str(folder)],

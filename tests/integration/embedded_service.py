@@ -31,7 +31,11 @@ def main() -> int:
         return EXIT_REFUSED
     host, port = os.environ["FERMION_LISTEN"].rsplit(":", 1)
     ours = {key: value for key, value in os.environ.items() if key.startswith("FERMION_")}
-    (home / "logs" / f"{port}.json").write_text(json.dumps({**ours, "pid": os.getpid()}))
+    told = home / "logs" / f"{port}.json"
+    # Whoever looks while it is started again sees the former one, or this one.
+    part = told.with_suffix(".part")
+    part.write_text(json.dumps({**ours, "pid": os.getpid()}))
+    part.replace(told)
     with socket.create_server((host, int(port))):
         signal.sigwait({signal.SIGTERM})
     print("drained", flush=True)
