@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 from fermion.api.instances import v1 as instances
+from services.executor import shim
 from tests.chaos import faults, oracle, wires
-from tests.chaos.load import Acknowledged, Ledger
+from tests.chaos.load import MS, Acknowledged, Ledger
 from tests.chaos.oracle import Fact
+from tests.chaos.recorder import FIRST, SHARING
 from tests.chaos.report import Report
 from tests.chaos.stand import DISKS, SERVICES
 
@@ -80,6 +83,52 @@ def test_the_oracle_sees_what_is_lost_doubled_and_made_up() -> None:
     assert judged([created("one"), created("one", "other")], ["r"]) == ["nothing happened twice"]
     assert judged([created("one"), created("two", "")], ["r"]) == [
         "nothing was created that nobody asked for"
+    ]
+
+
+def outside_of(
+    tmp_path: Path,
+    *late: int,
+    duration: float = 600,
+    turn: str = FIRST,
+    proved: tuple[int, ...] = (),
+) -> list[str]:
+    """
+    What is broken where ends were told so many milliseconds after a recorder outside saw them.
+
+    Those `proved` are dated at a last proof of life, and say so.
+    """
+    told = [oracle.Told(0, 1000 + one, shim.RECORDED) for one in late]
+    told += [oracle.Told(0, 1000 + one, shim.LAST_PROOF) for one in proved]
+    seen = (f"instance-1 rep {ordinal} {1000 * MS}" for ordinal in range(len(told)))
+    outside = tmp_path / "outside"
+    outside.write_text("\n".join((turn, *seen)))
+    scene = faults.Scene(None, Ledger())  # type: ignore[arg-type]  # nothing is struck
+    report = Report(duration, 1)
+    oracle.judge_outside(report, scene, {"rep": dict(enumerate(told))}, outside)
+    return [sentence.split(":")[0] for sentence in report.broken]
+
+
+def test_the_oracle_holds_each_end_of_a_full_round_to_a_recorder_that_runs_first(
+    tmp_path: Path,
+) -> None:
+    each = ["each end is within 50 ms of a recorder outside"]
+    assert outside_of(tmp_path, *[3] * 199, 50) == []
+    assert outside_of(tmp_path, *[3] * 199, 51) == each
+    assert outside_of(tmp_path, *[3] * 199, -51) == each
+    # A shorter one allows one in a hundred, and who shares the machine five.
+    assert outside_of(tmp_path, *[3] * 199, 51, duration=60) == []
+    assert outside_of(tmp_path, *[3] * 197, *[51] * 3, duration=60) == [
+        "99 of 100 ends are within 50 ms of a recorder outside"
+    ]
+    assert outside_of(tmp_path, *[3] * 193, *[51] * 7, turn=SHARING) == []
+    assert outside_of(tmp_path) != []
+
+
+def test_the_oracle_lets_an_end_be_early_where_it_says_so_and_never_late(tmp_path: Path) -> None:
+    assert outside_of(tmp_path, *[3] * 9, proved=(-900, -2500)) == []
+    assert outside_of(tmp_path, *[3] * 9, proved=(51,)) == [
+        "where a shim was hurt the bill is short by a tick and says so"
     ]
 
 
