@@ -97,6 +97,9 @@ RANK_PORT = "_rank"
 class Clock:
     """The kernel's clocks, in nanoseconds."""
 
+    # Of the process that asks first: a shim asks once that it stands by itself.
+    _waits = -1
+
     def wall(self) -> int:
         """Since 1970; may be set."""
         return time.time_ns()
@@ -108,6 +111,35 @@ class Clock:
     def monotonic(self) -> int:
         """Since the machine started, without its sleep."""
         return time.monotonic_ns()
+
+    def turns(self) -> Turns:
+        """How this process got to its turns so far, from readings that nothing came between."""
+        for _ in range(PAIR_TRIES):
+            before = switches()
+            try:
+                if self._waits < 0:
+                    self._waits = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+                _, waited, _ = os.pread(self._waits, 64, 0).split()
+            except (OSError, ValueError):
+                break
+            if switches() == before:
+                return Turns(int(waited), *before)
+        return Turns(0, -1, -1)
+
+
+class Turns:
+    """
+    How a process got to its turns: nanoseconds that it could have run and others did, how often it
+    went to sleep, and how often it was sent off while it ran; the last two -1 where it is not known.
+    """
+
+    def __init__(self, waited: int, slept: int, sent_off: int) -> None:
+        self.waited, self.slept, self.sent_off = waited, slept, sent_off
+
+    def woken_since(self, before: Turns) -> int:
+        """Nanoseconds from when it was woken until it ran; 0 where not all that it waited was that."""
+        once = self.slept == before.slept + 1 and self.sent_off == before.sent_off
+        return self.waited - before.waited if once else 0
 
 
 class Timeline:
@@ -536,6 +568,12 @@ def boot_id() -> str:
     return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
+def switches() -> tuple[int, int]:
+    """How often this process went to sleep, and was sent off while it ran."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_nvcsw, used.ru_nivcsw
+
+
 def stat_of(pid: int) -> list[str]:
     """The fields of a process from its state on; empty where there is none."""
     try:
@@ -801,8 +839,9 @@ class Shim:
     def _turn(self, until: int) -> None:
         """Wait for news, at most to a monotonic time: witness, pump, read orders."""
         left = min(until, self.last_tick + self.tick) - self.clock.monotonic()
+        before = self.clock.turns()
         ready = self.poller.poll(max(0, left) / MS)
-        self._witness()
+        self._witness(self._told_at(before, ready))
         for file, _ in ready:
             if file == self.wake:
                 os.read(self.wake, PIPE_BYTES)
@@ -810,7 +849,21 @@ class Shim:
             elif file in self.pipes:
                 self._pump(file)
 
-    def _witness(self) -> None:
+    def _told_at(self, before: Turns, ready: list[tuple[int, int]]) -> int:
+        """
+        When the kernel told of main's end; 0 where it told of something else.
+
+        On a busy machine it takes a while until this process has its turn, and that is no time of main's.
+        Where something else may have woken it before, main may have run in that while.
+        """
+        now = self.timeline.now()
+        if not any(file == self.pidfd for file, _ in ready):
+            return 0
+        if not nothing_but(self.pidfd, ready):
+            return now
+        return now - self.clock.turns().woken_since(before)
+
+    def _witness(self, told_at: int = 0) -> None:
         """See main's end, or write down that it lives; never the second before the first."""
         now, monotonic = self.timeline.now(), self.clock.monotonic()
         self._reap()
@@ -823,7 +876,9 @@ class Shim:
             if gap is not None:
                 self._write_gap(*gap)
             if self.status is not None:
-                self.seen, self.seen_monotonic = self.timeline.now(), self.clock.monotonic()
+                # No end lies in a time when the machine slept.
+                self.seen = told_at if told_at and gap is None else self.timeline.now()
+                self.seen_monotonic = self.clock.monotonic()
                 self.stopped = stopped
         if self.seen or monotonic < self.last_tick + self.tick:
             return
@@ -1167,11 +1222,12 @@ class Shim:
         os.close(self.errors)
         self.poller.unregister(self.pidfd)
         os.close(self.pidfd)
+        self.pidfd = -1
         if report:
             reason, detail = "START_FAILED", report.decode(errors="replace")
         elif out_of_memory and (number == SIGKILL or code == 128 + SIGKILL):
             reason = "OOM_KILLED"
-        return End(self.run, max(at, self.start_at), evidence, code, number, reason, detail)
+        return End(self.run, max(at, self.head.proof), evidence, code, number, reason, detail)
 
     def _again(self, end: End) -> bool:
         """Whether main is run again after such an end."""
@@ -1258,6 +1314,11 @@ class Shim:
                     if error.errno != errno.EBUSY:
                         break
                 time.sleep(AGAIN / SECOND)
+
+
+def nothing_but(main: int, ready: list[tuple[int, int]]) -> bool:
+    """Whether all that is ready comes with an end: the pidfd of what ended, and pipes that it closed."""
+    return all(file == main or events == select.POLLHUP for file, events in ready)
 
 
 def read_nothing() -> None:

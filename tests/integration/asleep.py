@@ -1,9 +1,10 @@
 """
-A shim on a machine that sleeps when a test says so.
+A shim on a machine that sleeps, or is busy, when a test says so.
 
     python -I asleep.py FOLDER
 
-runs the replica of FOLDER with clocks that jump by the seconds in FOLDER/asleep, once it is there.
+runs the replica of FOLDER with clocks that jump by the seconds in FOLDER/asleep, once it is there;
+and that say of each wait that it went on for as many seconds as FOLDER/busy has, until it had its turn.
 """
 
 import importlib.util
@@ -22,15 +23,22 @@ spec.loader.exec_module(shim)
 
 
 class Asleep(shim.Clock):
-    """The kernel's clocks, had the machine slept."""
+    """The kernel's clocks, had the machine slept, or been busy."""
+
+    waited = asked = 0
 
     def boottime(self) -> int:
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + slept()
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + said("asleep")
+
+    def turns(self) -> shim.Turns:
+        self.waited += said("busy")
+        self.asked += 1
+        return shim.Turns(self.waited, self.asked, 0)
 
 
-def slept() -> int:
+def said(name: str) -> int:
     try:
-        return int(os.readlink(f"{sys.argv[1]}/asleep")) * 10**9
+        return int(float(os.readlink(f"{sys.argv[1]}/{name}")) * 10**9)
     except OSError:
         return 0
 

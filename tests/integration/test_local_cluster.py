@@ -166,6 +166,35 @@ async def test_an_end_in_a_short_stop_of_the_shim_is_not_dated_when_it_went_on(
     assert run.start.at <= run.end.at <= killed
 
 
+async def test_an_end_is_when_the_shim_was_told_and_not_when_it_had_its_turn(
+    tmp_path: Path,
+) -> None:
+    async with on_this_machine(tmp_path, pace=replace(QUICK, tick_ms=5000)) as stand:
+        stand.cluster._shim = ASLEEP  # type: ignore[attr-defined]
+        wanted, uid = await running(stand)
+        await pass_time(stand, stand.now() + timedelta(seconds=0.6))
+        (stand.folder(uid).path / "busy").symlink_to("0.4")
+        # It sleeps: nothing else has happened for a second.
+        os.kill(main_of(stand, uid), signal.SIGKILL)
+        killed = stand.now()
+        (run,) = (await ran(stand, wanted)).runs
+        assert run.end is not None
+        assert run.end.evidence == api.EVIDENCE_CLASS_RECORDED
+        early = killed - run.end.at
+        assert timedelta(seconds=0.2) < early < timedelta(seconds=0.5)
+
+
+async def test_no_end_is_before_the_last_proof_of_life(tmp_path: Path) -> None:
+    async with on_this_machine(tmp_path, pace=replace(QUICK, tick_ms=5000)) as stand:
+        stand.cluster._shim = ASLEEP  # type: ignore[attr-defined]
+        wanted, uid = await running(stand)
+        (stand.folder(uid).path / "busy").symlink_to("60")
+        os.kill(main_of(stand, uid), signal.SIGKILL)
+        (run,) = (await ran(stand, wanted)).runs
+        assert run.end is not None
+        assert run.end.at == run.start.at
+
+
 async def pass_time(stand: OnThisMachine, moment: object) -> None:
     async def passed() -> bool:
         return stand.now() >= moment  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.executor import shim
-from services.executor.shim import MS, SECOND, End, Gap, Head, Log, Start, Timeline, Words
+from services.executor.shim import (
+    MS,
+    SECOND,
+    End,
+    Gap,
+    Head,
+    Log,
+    Start,
+    Timeline,
+    Turns,
+    Words,
+    nothing_but,
+)
 
 NOON = 1_795_521_600 * SECOND
 
@@ -89,6 +102,44 @@ def test_two_readings_that_are_apart_are_no_sleep() -> None:
     timeline = Timeline(hands)
     hands.sleep(shim.GAP_LEAST - 1)
     assert timeline.slept() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "woken"),
+    [
+        ((5 * MS, 7, 2), (65 * MS, 8, 2), 60 * MS),
+        # Sent off while it ran: some of the time it waited before it slept, or after it woke.
+        ((5 * MS, 7, 2), (65 * MS, 8, 3), 0),
+        # What it waited for was there before it could sleep.
+        ((5 * MS, 7, 2), (65 * MS, 7, 3), 0),
+        # Woken twice, and by what the first time?
+        ((5 * MS, 7, 2), (65 * MS, 9, 2), 0),
+        # The kernel does not say, or only now.
+        ((0, -1, -1), (0, -1, -1), 0),
+        ((0, -1, -1), (65 * MS, 0, 0), 0),
+    ],
+)
+def test_how_long_it_waited_for_its_turn_is_known_where_it_slept_once_and_was_never_sent_off(
+    before: tuple[int, int, int], after: tuple[int, int, int], woken: int
+) -> None:
+    assert Turns(*after).woken_since(Turns(*before)) == woken
+
+
+def test_the_kernel_counts_that_this_process_slept() -> None:
+    clock = shim.Clock()
+    before = clock.turns()
+    assert select.poll().poll(20) == []
+    after = clock.turns()
+    assert after.slept > before.slept > 0
+    assert after.waited >= before.waited > 0
+
+
+def test_only_an_end_has_woken_whom_nothing_else_could() -> None:
+    main, pipe, orders = 5, 6, 7
+    assert nothing_but(main, [(main, select.POLLIN)])
+    assert nothing_but(main, [(main, select.POLLIN), (pipe, select.POLLHUP)])
+    assert not nothing_but(main, [(main, select.POLLIN), (pipe, select.POLLIN | select.POLLHUP)])
+    assert not nothing_but(main, [(orders, select.POLLIN), (main, select.POLLIN)])
 
 
 def head(**other: int | str) -> Head:
