@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from chassis.embedded import (
     Home,
@@ -47,7 +47,7 @@ READY_SECONDS_MAX: Final = 60.0
 DOWN_SECONDS_MAX: Final = DRAIN_SECONDS_MAX + 25.0
 BACKOFF_SECONDS_FIRST: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
-# What was ready and has lived so long starts again at once when it dies.
+# A service that was ready and has lived so long starts again at once when it dies; a server always.
 STEADY_SECONDS: Final = 10.0
 # What an executor takes at the most.
 GPUS_MAX: Final = 64
@@ -66,9 +66,28 @@ MINIMA: Final = {
 ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 
 
+class Unit(Protocol):
+    """What is kept running: a server, or a process of services."""
+
+    process: subprocess.Popen[bytes] | None
+
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        ...
+
+    def start(self) -> None:
+        """Start it."""
+        ...
+
+    def ready(self) -> bool:
+        """Tell whether it does its work."""
+        ...
+
+
 @dataclass(slots=True)
 class Service:
-    """One process of services: what it runs, where it answers, how it fared."""
+    """One process of services: what it runs, and where it answers."""
 
     label: str
     command: tuple[str, ...]
@@ -77,10 +96,6 @@ class Service:
     environment: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    began: float = 0.0
-    backoff: float = BACKOFF_SECONDS_FIRST
-    again: float = 0.0
-    greeted: bool = False
     # Where it serves its metrics; empty where nobody asked for them.
     metrics: str = ""
 
@@ -89,13 +104,17 @@ class Service:
         """Where it answers."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def place(self) -> str:
+        """Where it is found, for people."""
+        return f"   {self.address}" + (f"   metrics {self.metrics}" if self.metrics else "")
+
     def start(self) -> None:
         """Start it; its output goes to its log."""
         with self.log.open("ab") as log:
             self.process = spawn(
                 [*self.command, *self.targets], output=log, environment=self.environment
             )
-        self.began, self.greeted = time.monotonic(), False
 
     def ready(self) -> bool:
         """Tell whether its port is open; it opens when everything behind it is up."""
@@ -108,45 +127,64 @@ class Service:
 
 @dataclass(slots=True)
 class Kept:
-    """A server that has been up: started again where it ends, ever more seldom while it cannot."""
+    """Started again where it ends: at once where it had done its work for a while, else ever later."""
 
     label: str
-    server: Postgres | Nats
+    unit: Unit
+    # It starts again at once where it had been ready for so long.
+    steady_seconds: float = 0.0
+    # Where it is found, for people.
+    place: str = ""
     began: float = field(default_factory=time.monotonic)
+    greeted: bool = False
+    # When it is started; None while it runs.
+    again: float | None = None
     backoff: float = BACKOFF_SECONDS_FIRST
-    again: float = 0.0
-    greeted: bool = True
-    waiting: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ran, and does no longer."""
+        process = self.unit.process
+        return self.again is None and (process is None or process.poll() is not None)
+
+    @property
+    def words(self) -> str:
+        """What it said last, behind what is said of it."""
+        return f"   {last_words(self.unit.log)}".rstrip()
 
     def look(self) -> None:
-        """Start it again where it has ended; greet it when it is back."""
-        process, now = self.server.process, time.monotonic()
-        if not self.waiting and (process is None or process.poll() is not None):
-            if self.greeted and now - self.began > STEADY_SECONDS:
-                self.backoff = BACKOFF_SECONDS_FIRST
+        """Start it where it is time; greet it when it is ready."""
+        now = time.monotonic()
+        if self.ended:
+            process = self.unit.process
             self._wait(f"ended ({_how(process)})" if process else "is not there", now)
-        if self.waiting and now >= self.again:
-            self._start()
-        elif not self.waiting and not self.greeted and self.server.ready():
-            self.greeted = True
-            say(f"{self.label:<12} ready  {now - self.began:.1f} s")
+        if self.again is not None:
+            if now >= self.again:
+                self._start(now)
+        elif not self.greeted and self.unit.ready():
+            self.greet(now)
 
-    def _start(self) -> None:
-        self.began, self.greeted, self.waiting = time.monotonic(), False, False
+    def greet(self, now: float) -> None:
+        """It is ready."""
+        self.greeted = True
+        say(f"{self.label:<12} ready  {now - self.began:.1f} s{self.place}")
+
+    def _start(self, now: float) -> None:
+        self.began, self.greeted, self.again = now, False, None
         try:
-            self.server.start()
+            self.unit.start()
         except (OSError, Refused) as error:
             # A disk that is full may have room again in a moment.
-            self._wait(f"does not start ({error})", self.began)
+            self._wait(f"does not start ({error})", now)
 
     def _wait(self, why: str, now: float) -> None:
-        # One that was in service is missed by all the others, so the first time is now.
-        delay = 0.0 if self.greeted else self.backoff
-        said = "starting it again" if not delay else f"again in {delay:.1f} s"
-        say(f"{self.label:<12} {why}; {said}")
-        self.waiting, self.again, self.greeted = True, now + delay, False
-        if delay:
-            self.backoff = min(delay * 2, BACKOFF_SECONDS_MAX)
+        delay, said = self.backoff, f"again in {self.backoff:.1f} s"
+        self.backoff = min(delay * 2, BACKOFF_SECONDS_MAX)
+        if self.greeted and now - self.began > self.steady_seconds:
+            # All the others miss it, so the first time is now.
+            delay, said, self.backoff = 0.0, "starting it again", BACKOFF_SECONDS_FIRST
+        say(f"{self.label:<12} {why}; {said}{self.words}")
+        self.again, self.greeted = now + delay, False
 
 
 @dataclass(slots=True)
@@ -157,11 +195,12 @@ class Supervisor:
     postgres: Postgres
     nats: Nats
     services: list[Service]
-    servers: list[Kept] = field(default_factory=list)
+    # All that runs: the servers as they are brought, then the services.
+    kept: list[Kept] = field(default_factory=list)
     told: signal.Signals | None = None
     began: float = field(default_factory=time.monotonic)
     # A process that will not start before somebody has mended what it says.
-    refused: Service | None = None
+    refused: Kept | None = None
     welcomed: bool = False
 
     def run(self) -> int:
@@ -176,14 +215,19 @@ class Supervisor:
                 asyncio.run(create_database(self.postgres.dsn_of("postgres"), "fermion"))
                 asyncio.run(refuse_newer(self.home, self.postgres.dsn))
             self._bring("nats", self.nats)
+            self.kept += [
+                Kept(one.label, one, STEADY_SECONDS, one.place, again=0.0) for one in self.services
+            ]
             deadline = time.monotonic() + READY_SECONDS_MAX
             while self.told is None and (waiting := self._waiting()):
                 if time.monotonic() > deadline:
-                    say(f"error: {waiting.label} is not ready; look at {waiting.log}")
+                    say(f"error: {waiting.label} is not ready; look at {waiting.unit.log}")
                     return 1
                 self._look()
                 if self.refused is not None:
-                    say(f"error: {self.refused.label} does not start; look at {self.refused.log}")
+                    say(
+                        f"error: {self.refused.label} does not start; look at {self.refused.unit.log}"
+                    )
                     return 1
                 time.sleep(LOOK_SECONDS)
             if self.told is None:
@@ -207,55 +251,32 @@ class Supervisor:
                 server.wait_ready(0)
             time.sleep(LOOK_SECONDS)
         if self.told is None:
-            say(f"{label:<12} ready  {time.monotonic() - began:.1f} s")
-            self.servers.append(Kept(label, server))
+            self.kept.append(Kept(label, server, began=began))
+            self.kept[-1].greet(time.monotonic())
 
-    def _waiting(self) -> Service | None:
-        """The first service that has not been ready yet."""
-        return next((service for service in self.services if not service.greeted), None)
+    def _waiting(self) -> Kept | None:
+        """The first of all that is not ready."""
+        return next((kept for kept in self.kept if not kept.greeted), None)
 
     def _look(self) -> None:
         """Start again what died, with back-off; greet what became ready."""
-        for kept in self.servers:
+        for kept in self.kept:
+            # One that has run before is mended while the others serve.
+            if not self.welcomed and kept.ended and _refuses(kept.unit.process):
+                say(f"{kept.label:<12} refuses to start{kept.words}")
+                self.refused = kept
+                return
             kept.look()
-        now = time.monotonic()
-        for service in self.services:
-            process = service.process
-            if process is None:
-                if now >= service.again:
-                    service.start()
-            elif process.poll() is not None:
-                words = f"   {last_words(service.log)}".rstrip()
-                if process.returncode == EXIT_REFUSED and not self.welcomed:
-                    say(f"{service.label:<12} refuses to start{words}")
-                    self.refused = service
-                    return
-                # One that has run before is mended while the others serve.
-                steady = service.greeted and now - service.began > STEADY_SECONDS
-                if steady:
-                    service.backoff = BACKOFF_SECONDS_FIRST
-                said = "starting it again" if steady else f"again in {service.backoff:.1f} s"
-                say(f"{service.label:<12} ended ({_how(process)}); {said}{words}")
-                if steady:
-                    # One that has served is missed by all the others, so the first time is now.
-                    service.start()
-                else:
-                    service.process, service.again = None, now + service.backoff
-                    service.backoff = min(service.backoff * 2, BACKOFF_SECONDS_MAX)
-            elif not service.greeted and service.ready():
-                service.greeted = True
-                metrics = f"   metrics {service.metrics}" if service.metrics else ""
-                ready = f"ready  {now - service.began:.1f} s   {service.address}"
-                say(f"{service.label:<12} {ready}{metrics}")
 
     def _rest(self, seconds: float) -> None:
         """Let some time pass, less where a process ends."""
         poller = select.poll()
         with ExitStack() as until:
-            for one in (*self.services, *(kept.server for kept in self.servers)):
+            for kept in self.kept:
+                process = kept.unit.process
                 # One that ended and was not looked after yet keeps its number.
-                if one.process is not None and one.process.returncode is None:
-                    descriptor = os.pidfd_open(one.process.pid)
+                if process is not None and process.returncode is None:
+                    descriptor = os.pidfd_open(process.pid)
                     until.callback(os.close, descriptor)
                     poller.register(descriptor, select.POLLIN)
             poller.poll(seconds * 1000)
@@ -586,6 +607,11 @@ def _port(text: str) -> int:
     if not 1 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port; say one from 1 to 65535")
     return number
+
+
+def _refuses(process: subprocess.Popen[bytes] | None) -> bool:
+    """Whether it ended since it will not start before somebody has mended what it says."""
+    return process is not None and process.returncode == EXIT_REFUSED
 
 
 def _how(process: subprocess.Popen[bytes]) -> str:

@@ -77,12 +77,17 @@ class Nats:
         """The folder of seed files, `<service>.nk`."""
         return self.home / "keys"
 
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        return self.home / "nats.log"
+
     def start(self) -> None:
         """Write the configuration and start the server; see `look`."""
         for folder in (self.home / "store", self.keys):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(self.home / "nats.conf", self._configuration())
-        with (self.home / "nats.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = spawn(
                 [str(find_binary()), "-c", str(self.home / "nats.conf")], output=log
             )
@@ -171,9 +176,10 @@ class Nats:
         return public.decode()
 
     def _refusal(self, reason: str, message: str) -> Refused:
-        log = self.home / "nats.log"
         return Refused(
-            reason, f"{message} Its log ends: {last_lines(log)}", next_step=f"Look at {log}."
+            reason,
+            f"{message} Its log ends: {last_lines(self.log)}",
+            next_step=f"Look at {self.log}.",
         )
 
 

@@ -92,6 +92,11 @@ class Postgres:
         where = f"host={quote(folder)}&port={port}"
         return f"postgresql://fermion@/fermion?{where}&passfile={passfile}"
 
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        return self.home / "postgres.log"
+
     def start(self) -> None:
         """Make the cluster where there is none, then start the server; see `look`."""
         for folder in (self.home, self._run):
@@ -104,7 +109,7 @@ class Postgres:
         self._check_version(data)
         self.clear()
         self._hand_over(data, self._standing)
-        with (self.home / "postgres.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = spawn(
                 [str(self._binaries / "postgres"), "-D", str(data), *self._options()],
                 output=log,
@@ -287,11 +292,10 @@ class Postgres:
         )
 
     def _refusal(self, reason: str, message: str) -> Refused:
-        log = self.home / "postgres.log"
         return Refused(
             reason,
-            f"{message} Its log ends: {last_lines(log)}",
-            next_step=f"Look at {log}, or name a database in FERMION_POSTGRES_DSN.",
+            f"{message} Its log ends: {last_lines(self.log)}",
+            next_step=f"Look at {self.log}, or name a database in FERMION_POSTGRES_DSN.",
         )
 
 
