@@ -146,6 +146,8 @@ class Bus:
         self._client: Client = _Client()
         self._inbox = ""
         self._answers: dict[str, asyncio.Future[Msg]] = {}
+        # What is published is sent whole before the next begins.
+        self._sending = asyncio.Lock()
         self._pulls: set[_Pull] = set()
         self._listeners: dict[str, Callable[[], None]] = {}
         self._connected = asyncio.Event()
@@ -237,21 +239,24 @@ class Bus:
         Publish facts behind the expected last sequence; return the stream's last one then.
 
         A few go one by one, pipelined, each with its own expectation; more go as one atomic batch
-        of at most BATCH_MAX. Raises OutOfSequence where somebody else published, Away where the
-        answer did not come or was another refusal: read the tail again.
+        of at most BATCH_MAX. What is asked for while others wait for their answers is sent behind
+        theirs. Raises OutOfSequence where somebody else published, Away where the answer did not come
+        or was another refusal: read the tail again.
         """
-        if len(facts) >= BATCH_MIN:
-            return await self._publish_batch(facts, expected_sequence)
-        answers = await asyncio.gather(
-            *(
-                self._publish_one(fact, expected_sequence + place)
-                for place, fact in enumerate(facts)
-            ),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        several = len(facts) >= BATCH_MIN
+        send = self._send_batch if several else self._send_each
+        # The first of a batch asks, too, so that one that cannot begin says so at once.
+        asked = [self._expect() for _ in (range(2) if several else facts)]
+        try:
+            async with self._sending:
+                await send(facts, expected_sequence, [reply for reply, _ in asked])
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                for _, answer in asked:
+                    _check(await answer)
+        except FAULTS as error:
+            raise Away(f"{len(facts)} facts were not answered: {error!r}") from error
+        finally:
+            self._forget(*(reply for reply, _ in asked))
         return expected_sequence + len(facts)
 
     @asynccontextmanager
@@ -297,40 +302,34 @@ class Bus:
         if self.ready:
             await self._listen(self._client, journal, listener)
 
-    async def _publish_one(self, fact: api.Record, expected: int) -> None:
-        headers = {**headers_of(fact), "Nats-Expected-Last-Sequence": str(expected)}
-        body = fact.SerializeToString()
-        _check(await self._ask(subject_of(fact), body, headers))
+    async def _send_each(
+        self, facts: Sequence[api.Record], expected: int, replies: Sequence[str]
+    ) -> None:
+        client = self._reached()
+        for place, fact in enumerate(facts):
+            headers = headers_of(fact)
+            headers["Nats-Expected-Last-Sequence"] = str(expected + place)
+            body = fact.SerializeToString()
+            await client.publish(subject_of(fact), body, reply=replies[place], headers=headers)
 
-    async def _publish_batch(self, facts: Sequence[api.Record], expected: int) -> int:
+    async def _send_batch(
+        self, facts: Sequence[api.Record], expected: int, replies: Sequence[str]
+    ) -> None:
         client, token = self._reached(), uuid.uuid4().hex
-        # The first asks, too, so that a batch that cannot begin says so at once.
-        begun, begins = self._expect()
-        done, ends = self._expect()
-        replies = {1: begun, len(facts): done}
-        try:
-            for place, fact in enumerate(facts, start=1):
-                headers = {
-                    **headers_of(fact),
-                    "Nats-Batch-Id": token,
-                    "Nats-Batch-Sequence": str(place),
-                }
-                if place == 1:
-                    headers["Nats-Expected-Last-Sequence"] = str(expected)
-                if place == len(facts):
-                    headers["Nats-Batch-Commit"] = "1"
-                body = fact.SerializeToString()
-                await client.publish(
-                    subject_of(fact), body, reply=replies.get(place, ""), headers=headers
-                )
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                for answer in (begins, ends):
-                    _check(await answer)
-        except FAULTS as error:
-            raise Away(f"a batch of {len(facts)} was not answered: {error!r}") from error
-        finally:
-            self._forget(begun, done)
-        return expected + len(facts)
+        begun, done = replies
+        asking = {1: begun, len(facts): done}
+        for place, fact in enumerate(facts, start=1):
+            headers = headers_of(fact)
+            headers["Nats-Batch-Id"] = token
+            headers["Nats-Batch-Sequence"] = str(place)
+            if place == 1:
+                headers["Nats-Expected-Last-Sequence"] = str(expected)
+            if place == len(facts):
+                headers["Nats-Batch-Commit"] = "1"
+            body = fact.SerializeToString()
+            await client.publish(
+                subject_of(fact), body, reply=asking.get(place, ""), headers=headers
+            )
 
     async def _create_consumer(self, pull: _Pull, from_sequence: int) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from chassis.lease import Lease
 from chassis.queries import Queries
 from chassis.refusals import Unavailable
 from chassis.store import PostgresJournal
-from chassis.tasks import end
+from chassis.tasks import Astray, end, outcome
 from chassis.telemetry import linked_span, recording
 from fermion.api.journal import v1 as api
 
@@ -25,6 +26,8 @@ from fermion.api.journal import v1 as api
 REFILL_MAX = 100_000
 # What goes out at once: a batch lies whole in the broker's memory until its end is there.
 PORTION_BYTES_MAX = 4 * 1024 * 1024
+# Pages that are on their way at once: the next one is sent while the broker writes down the one before.
+SENT_MAX = 2
 POLL_SECONDS = 1.0
 AGAIN_SECONDS = 0.2
 HALTED_SECONDS = 5.0
@@ -88,7 +91,7 @@ class Relay:
             await self._bus.wait_ready(POLL_SECONDS)
             try:
                 await self._copy(await self._resume())
-            except (Away, OutOfSequence, Unavailable) as error:
+            except (Away, OutOfSequence, Unavailable, Astray) as error:
                 self._tell(error)
                 await asyncio.sleep(AGAIN_SECONDS)
             except (Halted, Foreign) as error:
@@ -197,39 +200,42 @@ class Relay:
             )
 
     async def _copy(self, position: int) -> None:
-        """Publish page after page, the next one being read while one is on its way."""
+        """Publish page after page: one is read and sent while those before it wait for their answers."""
         loop = asyncio.get_running_loop()
         self._moved(position)
         quiet = loop.time()
         records = await self._next(position)
-        while self._lease.held() is not None:
-            if not records:
-                if loop.time() > quiet + QUIET_SECONDS:
+        sent: deque[tuple[int, asyncio.Task[Away | OutOfSequence | None]]] = deque()
+        try:
+            while self._lease.held() is not None:
+                if records and len(sent) < SENT_MAX:
+                    publishing = asyncio.create_task(self._publish(records, position))
+                    position = records[-1].position
+                    sent.append((position, publishing))
+                    # Where there was no more it is not asked for before there is.
+                    records = await self._next(position) if position < self.head else ()
+                elif sent:
+                    last, publishing = sent[0]
+                    await asyncio.wait((publishing,))
+                    fault = outcome(publishing)
+                    if fault is not None:
+                        raise fault
+                    sent.popleft()
+                    self._moved(last)
+                    self._tell(None)
+                    quiet = loop.time()
+                elif loop.time() > quiet + QUIET_SECONDS:
                     return
-                await self._journal.grown(position, POLL_SECONDS)
-                records = await self._next(position)
-                continue
-            last = records[-1].position
-            async with asyncio.TaskGroup() as group:
-                sent = group.create_task(self._publish(records, position), name="relay publishes")
-                # Where there was no more it is not asked for before there is.
-                ahead = (
-                    group.create_task(self._next(last), name="relay reads ahead")
-                    if last < self.head
-                    else None
-                )
-            fault = sent.result()
-            if fault is not None:
-                raise fault
-            position, records = last, () if ahead is None else ahead.result()
-            self._moved(position)
-            self._tell(None)
-            quiet = loop.time()
+                else:
+                    await self._journal.grown(position, POLL_SECONDS)
+                    records = await self._next(position)
+        finally:
+            await end(*(publishing for _, publishing in sent))
 
     async def _publish(
         self, records: Sequence[api.Record], position: int
     ) -> Away | OutOfSequence | None:
-        """Publish, and answer a fault instead of raising it through the group that also reads."""
+        """Publish, and answer a fault for who comes to it after those before it."""
         traced = recording()
         try:
             for portion in portions(records, api.Record.ByteSize, PORTION_BYTES_MAX):

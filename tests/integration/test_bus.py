@@ -135,6 +135,29 @@ async def test_of_facts_sent_one_by_one_each_gets_in_at_its_own_place_only(bus: 
     assert await positions(bus, 0, 40) == list(range(1, 41))
 
 
+async def test_what_is_published_while_others_wait_for_their_answers_is_stored_behind_them(
+    bus: Bus,
+) -> None:
+    await bus.create_stream(JOURNAL, 1)
+    parts = ((1, 1000), (1001, 1003), (1004, 1500), (1501, 1501), (1502, 2000))
+    answers = await asyncio.gather(
+        *(bus.publish(facts(first, last), first - 1) for first, last in parts)
+    )
+    assert answers == [last for _, last in parts]
+    assert await positions(bus, 0, 2000) == list(range(1, 2001))
+
+
+async def test_what_is_sent_behind_a_refused_batch_is_refused_with_it(bus: Bus) -> None:
+    await bus.create_stream(JOURNAL, 1)
+    await bus.publish(facts(1, 30), 0)
+    answers = await asyncio.gather(
+        *(bus.publish(facts(first, first + 99), first - 1) for first in (32, 132, 232)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [OutOfSequence] * 3
+    assert await bus.tail(JOURNAL) == Tail(1, 30)
+
+
 async def test_two_publishers_of_the_same_facts_store_them_once(
     bus: Bus, nats_server: NatsServer
 ) -> None:
