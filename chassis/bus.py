@@ -146,8 +146,8 @@ class Bus:
         self._client: Client = _Client()
         self._inbox = ""
         self._answers: dict[str, asyncio.Future[Msg]] = {}
-        # What is published is sent whole before the next begins.
-        self._sending = asyncio.Lock()
+        # What is published is sent whole before the next begins, and answered before the next is.
+        self._sending, self._answering = asyncio.Lock(), asyncio.Lock()
         self._pulls: set[_Pull] = set()
         self._listeners: dict[str, Callable[[], None]] = {}
         self._connected = asyncio.Event()
@@ -246,11 +246,14 @@ class Bus:
         several = len(facts) >= BATCH_MIN
         send = self._send_batch if several else self._send_each
         # The first of a batch asks, too, so that one that cannot begin says so at once.
-        asked = [self._expect() for _ in (range(2) if several else facts)]
+        count = 2 if several else len(facts)
+        asked: list[tuple[str, asyncio.Future[Msg]]] = []
         try:
             async with self._sending:
+                asked += [self._expect() for _ in range(count)]
                 await send(facts, expected_sequence, [reply for reply, _ in asked])
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            # Its time begins when those before it have their answers.
+            async with self._answering, asyncio.timeout(ANSWER_SECONDS_MAX):
                 for _, answer in asked:
                     _check(await answer)
         except FAULTS as error:

@@ -26,7 +26,7 @@ from fermion.api.journal import v1 as api
 REFILL_MAX = 100_000
 # What goes out at once: a batch lies whole in the broker's memory until its end is there.
 PORTION_BYTES_MAX = 4 * 1024 * 1024
-# Pages that are on their way at once: the next one is sent while the broker writes down the one before.
+# Portions that are on their way at once: one is sent while the broker writes down the one before.
 SENT_MAX = 2
 POLL_SECONDS = 1.0
 AGAIN_SECONDS = 0.2
@@ -200,20 +200,22 @@ class Relay:
             )
 
     async def _copy(self, position: int) -> None:
-        """Publish page after page: one is read and sent while those before it wait for their answers."""
+        """Publish all there is, in portions: one is sent while the one before waits for its answer."""
         loop = asyncio.get_running_loop()
         self._moved(position)
         quiet = loop.time()
-        records = await self._next(position)
+        ready = await self._next(position)
         sent: deque[tuple[int, asyncio.Task[Away | OutOfSequence | None]]] = deque()
         try:
             while self._lease.held() is not None:
-                if records and len(sent) < SENT_MAX:
-                    publishing = asyncio.create_task(self._publish(records, position))
-                    position = records[-1].position
+                if ready and len(sent) < SENT_MAX:
+                    portion = ready.popleft()
+                    publishing = asyncio.create_task(self._publish(portion, position))
+                    position = portion[-1].position
                     sent.append((position, publishing))
                     # Where there was no more it is not asked for before there is.
-                    records = await self._next(position) if position < self.head else ()
+                    if not ready and position < self.head:
+                        ready = await self._next(position)
                 elif sent:
                     last, publishing = sent[0]
                     await asyncio.wait((publishing,))
@@ -228,38 +230,36 @@ class Relay:
                     return
                 else:
                     await self._journal.grown(position, POLL_SECONDS)
-                    records = await self._next(position)
+                    ready = await self._next(position)
         finally:
             await end(*(publishing for _, publishing in sent))
 
     async def _publish(
-        self, records: Sequence[api.Record], position: int
+        self, portion: Sequence[api.Record], position: int
     ) -> Away | OutOfSequence | None:
         """Publish, and answer a fault for who comes to it after those before it."""
-        traced = recording()
+        spans = [
+            linked_span("publish", fact.meta.traceparent, {"fact.type": fact.type})
+            for fact in (portion if recording() else ())
+            if fact.meta.traceparent
+        ]
         try:
-            for portion in portions(records, api.Record.ByteSize, PORTION_BYTES_MAX):
-                spans = [
-                    linked_span("publish", fact.meta.traceparent, {"fact.type": fact.type})
-                    for fact in (portion if traced else ())
-                    if fact.meta.traceparent
-                ]
-                try:
-                    position = await self._bus.publish(portion, position)
-                finally:
-                    for span in spans:
-                        span.end()
+            await self._bus.publish(portion, position)
         except (Away, OutOfSequence) as error:
             return error
+        finally:
+            for span in spans:
+                span.end()
         return None
 
-    async def _next(self, position: int) -> Sequence[api.Record]:
+    async def _next(self, position: int) -> deque[Sequence[api.Record]]:
+        """Read what is next, in portions; none where the journal cannot be read."""
         try:
             page = await self._journal.records(position, BATCH_MAX)
         except Unavailable:
-            return ()
+            return deque()
         self.head = page.head
-        return page.records
+        return deque(portions(page.records, api.Record.ByteSize, PORTION_BYTES_MAX))
 
     def _moved(self, position: int) -> None:
         self.position = position

@@ -135,6 +135,8 @@ class Kept:
     steady_seconds: float = 0.0
     # Where it is found, for people.
     place: str = ""
+    # Whether its log ends with why it ended.
+    quoted: bool = False
     began: float = field(default_factory=time.monotonic)
     greeted: bool = False
     # When it is started; None while it runs.
@@ -150,7 +152,7 @@ class Kept:
     @property
     def words(self) -> str:
         """What it said last, behind what is said of it."""
-        return f"   {last_words(self.unit.log)}".rstrip()
+        return f"   {last_words(self.unit.log)}".rstrip() if self.quoted else ""
 
     def look(self) -> None:
         """Start it where it is time; greet it when it is ready."""
@@ -174,6 +176,9 @@ class Kept:
         try:
             self.unit.start()
         except (OSError, Refused) as error:
+            if self.unit.process is None:
+                # It never ran: who starts the platform has to mend it.
+                raise
             # A disk that is full may have room again in a moment.
             self._wait(f"does not start ({error})", now)
 
@@ -216,7 +221,8 @@ class Supervisor:
                 asyncio.run(refuse_newer(self.home, self.postgres.dsn))
             self._bring("nats", self.nats)
             self.kept += [
-                Kept(one.label, one, STEADY_SECONDS, one.place, again=0.0) for one in self.services
+                Kept(one.label, one, STEADY_SECONDS, one.place, quoted=True, again=0.0)
+                for one in self.services
             ]
             deadline = time.monotonic() + READY_SECONDS_MAX
             while self.told is None and (waiting := self._waiting()):

@@ -838,10 +838,11 @@ class Shim:
 
     def _turn(self, until: int) -> None:
         """Wait for news, at most to a monotonic time: witness, pump, read orders."""
-        left = min(until, self.last_tick + self.tick) - self.clock.monotonic()
+        due = min(until, self.last_tick + self.tick)
+        left = due - self.clock.monotonic()
         before = self.clock.turns()
         ready = self.poller.poll(max(0, left) / MS)
-        self._witness(self._told_at(before, ready))
+        self._witness(self._told_at(due, before, ready))
         for file, _ in ready:
             if file == self.wake:
                 os.read(self.wake, PIPE_BYTES)
@@ -849,19 +850,20 @@ class Shim:
             elif file in self.pipes:
                 self._pump(file)
 
-    def _told_at(self, before: Turns, ready: list[tuple[int, int]]) -> int:
+    def _told_at(self, due: int, before: Turns, ready: list[tuple[int, int]]) -> int:
         """
         When the kernel told of main's end; 0 where it told of something else.
 
         On a busy machine it takes a while until this process has its turn, and that is no time of main's.
-        Where something else may have woken it before, main may have run in that while.
+        Where something else may have woken it, or it was time, main may have run in that while.
         """
-        now = self.timeline.now()
+        now, monotonic = self.timeline.now(), self.clock.monotonic()
         if not any(file == self.pidfd for file, _ in ready):
             return 0
-        if not nothing_but(self.pidfd, ready):
+        waited = self.clock.turns().woken_since(before)
+        if monotonic - waited >= due or not nothing_but(self.pidfd, ready):
             return now
-        return now - self.clock.turns().woken_since(before)
+        return now - waited
 
     def _witness(self, told_at: int = 0) -> None:
         """See main's end, or write down that it lives; never the second before the first."""
@@ -1317,7 +1319,11 @@ class Shim:
 
 
 def nothing_but(main: int, ready: list[tuple[int, int]]) -> bool:
-    """Whether all that is ready comes with an end: the pidfd of what ended, and pipes that it closed."""
+    """
+    Whether all that is ready comes with an end: the pidfd of what ended, and pipes that it closed.
+
+    One that closes its pipes by itself and ends before anybody had a turn is taken to have ended then.
+    """
     return all(file == main or events == select.POLLHUP for file, events in ready)
 
 

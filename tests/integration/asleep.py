@@ -5,12 +5,14 @@ A shim on a machine that sleeps, or is busy, when a test says so.
 
 runs the replica of FOLDER with clocks that jump by the seconds in FOLDER/asleep, once it is there;
 and that say of each wait that it went on for as many seconds as FOLDER/busy has, until it had its turn.
+While there is a FOLDER/hold it stands still before it waits, and FOLDER/held is there.
 """
 
 import importlib.util
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 SHIM = Path(__file__).parents[2] / "services" / "executor" / "shim.py"
@@ -31,6 +33,10 @@ class Asleep(shim.Clock):
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + said("asleep")
 
     def turns(self) -> shim.Turns:
+        while os.path.lexists(f"{sys.argv[1]}/hold"):
+            with suppress(FileExistsError):
+                os.symlink("-", f"{sys.argv[1]}/held")
+            time.sleep(0.01)
         self.waited += said("busy")
         self.asked += 1
         return shim.Turns(self.waited, self.asked, 0)

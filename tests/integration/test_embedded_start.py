@@ -231,6 +231,27 @@ def test_what_has_served_for_some_time_is_started_again_at_once(start: Start) ->
     assert start.stop() == 0
 
 
+def test_a_server_that_ends_is_said_to_without_its_last_words(start: Start) -> None:
+    start.up("--port", str(free_port()))
+    start.ready()
+    found = {one.name(): one for one in psutil.Process(parent(start)).children()}
+    found["nats-server"].kill()
+    start.until(lambda: start.printed.count("nats         ready") == 2)
+    assert "nats         ended (SIGKILL); starting it again\n" in start.printed
+    assert start.stop() == 0
+
+
+def test_what_cannot_even_be_begun_ends_the_start_and_says_what_to_do(start: Start) -> None:
+    start.home.mkdir(mode=0o700)
+    (start.home / "logs" / "all.log").mkdir(parents=True)
+    start.up("--port", str(free_port()))
+    assert start.process is not None
+    assert start.process.wait(SECONDS_MAX) == 1
+    assert "reason: HOME_UNUSABLE" in start.printed
+    assert "all.log" in start.printed
+    assert Home(start.home).holder() == {}
+
+
 def parent(start: Start) -> int:
     """The supervisor's process id."""
     assert start.process is not None

@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -22,8 +22,9 @@ from fermion.api.workload import v1 as api
 from services.executor import gpus, limits, shim
 from services.executor.cluster import Away, LogEntry
 from services.executor.cluster_local import DAY_SECONDS, LocalCluster
+from services.executor.folder import instant
 from services.executor.ground import Ground, Pace, cluster_uid
-from services.executor.observation import Phase, ReplicaObservation
+from services.executor.observation import Instant, Phase, ReplicaObservation
 from services.executor.recipe import Recipe
 from services.executor.storage import HALF_SECONDS, sweep_halves
 from tests.conformance.cluster_stand import (
@@ -166,33 +167,127 @@ async def test_an_end_in_a_short_stop_of_the_shim_is_not_dated_when_it_went_on(
     assert run.start.at <= run.end.at <= killed
 
 
-async def test_an_end_is_when_the_shim_was_told_and_not_when_it_had_its_turn(
-    tmp_path: Path,
-) -> None:
-    async with on_this_machine(tmp_path, pace=replace(QUICK, tick_ms=5000)) as stand:
+@dataclass
+class Busy:
+    """A replica on a machine that is busy, as its shim is told."""
+
+    stand: OnThisMachine
+    wanted: api.Workload
+    uid: str
+    folder: Path
+
+    async def kill(self) -> None:
+        """Kill what it runs, and see it dead."""
+        main = psutil.Process(main_of(self.stand, self.uid))
+        main.kill()
+
+        async def dead() -> bool:
+            return main.status() == psutil.STATUS_ZOMBIE
+
+        await self.stand.until(dead)
+
+    async def hold(self) -> None:
+        """Have its shim stand still before it waits again."""
+        (self.folder / "hold").symlink_to("-")
+        self.wake()
+
+        async def held() -> bool:
+            return (self.folder / "held").is_symlink()
+
+        await self.stand.until(held)
+        # It may have stood still before it took the byte.
+        left = os.open(self.folder / "wake", os.O_RDWR | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            os.read(left, 1)
+        os.close(left)
+
+    def wake(self) -> None:
+        """Have its shim look at its orders."""
+        (self.folder / "wake").write_bytes(b"\0")
+
+    def go_on(self) -> datetime:
+        """Let its shim go on; in whole milliseconds, as ends are."""
+        now = self.stand.now()
+        (self.folder / "hold").unlink()
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+    async def end(self) -> Instant:
+        """The end of its one run, as it was witnessed."""
+        (run,) = (await ran(self.stand, self.wanted)).runs
+        assert run.end is not None
+        return run.end
+
+
+@asynccontextmanager
+async def busy(root: Path, seconds: float, tick_ms: int = 5000) -> AsyncIterator[Busy]:
+    """A replica that runs, whose shim has its turn only so long after it was woken, it is told."""
+    async with on_this_machine(root, pace=replace(QUICK, tick_ms=tick_ms)) as stand:
         stand.cluster._shim = ASLEEP  # type: ignore[attr-defined]
         wanted, uid = await running(stand)
-        await pass_time(stand, stand.now() + timedelta(seconds=0.6))
-        (stand.folder(uid).path / "busy").symlink_to("0.4")
-        # It sleeps: nothing else has happened for a second.
-        os.kill(main_of(stand, uid), signal.SIGKILL)
-        killed = stand.now()
-        (run,) = (await ran(stand, wanted)).runs
-        assert run.end is not None
-        assert run.end.evidence == api.EVIDENCE_CLASS_RECORDED
-        early = killed - run.end.at
-        assert timedelta(seconds=0.2) < early < timedelta(seconds=0.5)
+        folder = stand.folder(uid).path
+        (folder / "busy").symlink_to(str(seconds))
+        yield Busy(stand, wanted, uid, folder)
+
+
+async def test_an_end_is_when_the_shim_was_woken_and_not_when_it_had_its_turn(
+    tmp_path: Path,
+) -> None:
+    async with busy(tmp_path, 0.4) as one:
+        await one.hold()
+        proof = instant(head_of(one.stand, one.uid).proof)
+        await one.kill()
+        await pass_time(one.stand, proof + timedelta(seconds=0.8))
+        went_on = one.go_on()
+        end = await one.end()
+        assert end.evidence == api.EVIDENCE_CLASS_RECORDED
+        assert timedelta(seconds=0.2) < went_on - end.at <= timedelta(seconds=0.4)
+
+
+async def test_where_something_else_may_have_woken_it_an_end_is_when_it_had_its_turn(
+    tmp_path: Path,
+) -> None:
+    async with busy(tmp_path, 0.4) as one:
+        await one.hold()
+        await one.kill()
+        one.wake()
+        went_on = one.go_on()
+        end = await one.end()
+        assert end.evidence == api.EVIDENCE_CLASS_RECORDED
+        assert end.at >= went_on
+
+
+async def test_where_it_was_time_an_end_is_when_it_had_its_turn(tmp_path: Path) -> None:
+    async with busy(tmp_path, 0.3, tick_ms=2000) as one:
+        await one.hold()
+        proof = instant(head_of(one.stand, one.uid).proof)
+        await one.kill()
+        await pass_time(one.stand, proof + timedelta(seconds=2.5))
+        went_on = one.go_on()
+        end = await one.end()
+        assert end.evidence == api.EVIDENCE_CLASS_RECORDED
+        assert end.at >= went_on
 
 
 async def test_no_end_is_before_the_last_proof_of_life(tmp_path: Path) -> None:
-    async with on_this_machine(tmp_path, pace=replace(QUICK, tick_ms=5000)) as stand:
-        stand.cluster._shim = ASLEEP  # type: ignore[attr-defined]
-        wanted, uid = await running(stand)
-        (stand.folder(uid).path / "busy").symlink_to("60")
-        os.kill(main_of(stand, uid), signal.SIGKILL)
-        (run,) = (await ran(stand, wanted)).runs
-        assert run.end is not None
-        assert run.end.at == run.start.at
+    async with busy(tmp_path, 60) as one:
+        await one.hold()
+        proof = instant(head_of(one.stand, one.uid).proof)
+        await one.kill()
+        one.go_on()
+        assert (await one.end()).at == proof
+
+
+async def test_no_end_is_in_a_sleep_of_the_machine(tmp_path: Path) -> None:
+    async with busy(tmp_path, 0.4) as one:
+        await one.hold()
+        (one.folder / "asleep").symlink_to("3600")
+        await one.kill()
+        one.go_on()
+        end = await one.end()
+        (hole,) = (await replica_of(one.stand, one.wanted.uid)).gaps
+        assert hole.found is not None
+        assert hole.found.at - hole.lost.at == timedelta(hours=1)
+        assert end.at >= hole.found.at
 
 
 async def pass_time(stand: OnThisMachine, moment: object) -> None:

@@ -73,6 +73,27 @@ async def test_everything_that_is_committed_is_published_once_and_in_order(
         await assert_whole(other, other.bus)
 
 
+async def test_pages_that_go_out_in_portions_are_sent_behind_each_other(
+    database: str,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(relays, "PORTION_BYTES_MAX", 20_000)
+    async with serving(database, nats_server, "other") as other:
+        await say(other, 2500)
+        await copied(other, 2500)
+        await other.bus.delete_stream(JOURNAL)
+        caplog.clear()
+        await other.bus.create_stream(JOURNAL, 1)
+        lease = lease_of(other.database, "another")
+        another = Relay(other.journal, other.bus, lease)
+        async with running(lease.run(), another.run()):
+            await until(lambda: another.position >= 2500, "all of it is published again")
+        await assert_whole(other, other.bus)
+        assert caplog.messages == []
+
+
 async def test_relays_that_all_believe_to_be_the_only_one_do_no_harm(
     database: str, nats_server: NatsServer
 ) -> None:
