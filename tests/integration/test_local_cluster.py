@@ -176,16 +176,6 @@ class Busy:
     uid: str
     folder: Path
 
-    async def kill(self) -> None:
-        """Kill what it runs, and see it dead."""
-        main = psutil.Process(main_of(self.stand, self.uid))
-        main.kill()
-
-        async def dead() -> bool:
-            return main.status() == psutil.STATUS_ZOMBIE
-
-        await self.stand.until(dead)
-
     async def hold(self) -> None:
         """Have its shim stand still before it waits again."""
         (self.folder / "hold").symlink_to("-")
@@ -205,8 +195,21 @@ class Busy:
         """Have its shim look at its orders."""
         (self.folder / "wake").write_bytes(b"\0")
 
-    def go_on(self) -> datetime:
-        """Let its shim go on; in whole milliseconds, as ends are."""
+    async def dies(self, seconds: float = 0.0) -> datetime:
+        """
+        Have what it runs die while its shim stands still, which goes on so long after its last proof.
+
+        Returns when it went on; in whole milliseconds, as ends are.
+        """
+        proof = instant(head_of(self.stand, self.uid).proof)
+        main = psutil.Process(main_of(self.stand, self.uid))
+        main.kill()
+
+        async def dead() -> bool:
+            return main.status() == psutil.STATUS_ZOMBIE
+
+        await self.stand.until(dead)
+        await pass_time(self.stand, proof + timedelta(seconds=seconds))
         now = self.stand.now()
         (self.folder / "hold").unlink()
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
@@ -220,24 +223,22 @@ class Busy:
 
 @asynccontextmanager
 async def busy(root: Path, seconds: float, tick_ms: int = 5000) -> AsyncIterator[Busy]:
-    """A replica that runs, whose shim has its turn only so long after it was woken, it is told."""
+    """A replica that runs; its shim stands still, and is told that each turn came so long after its call."""
     async with on_this_machine(root, pace=replace(QUICK, tick_ms=tick_ms)) as stand:
         stand.cluster._shim = ASLEEP  # type: ignore[attr-defined]
         wanted, uid = await running(stand)
         folder = stand.folder(uid).path
         (folder / "busy").symlink_to(str(seconds))
-        yield Busy(stand, wanted, uid, folder)
+        one = Busy(stand, wanted, uid, folder)
+        await one.hold()
+        yield one
 
 
 async def test_an_end_is_when_the_shim_was_woken_and_not_when_it_had_its_turn(
     tmp_path: Path,
 ) -> None:
     async with busy(tmp_path, 0.4) as one:
-        await one.hold()
-        proof = instant(head_of(one.stand, one.uid).proof)
-        await one.kill()
-        await pass_time(one.stand, proof + timedelta(seconds=0.8))
-        went_on = one.go_on()
+        went_on = await one.dies(0.8)
         end = await one.end()
         assert end.evidence == api.EVIDENCE_CLASS_RECORDED
         assert timedelta(seconds=0.2) < went_on - end.at <= timedelta(seconds=0.4)
@@ -247,10 +248,8 @@ async def test_where_something_else_may_have_woken_it_an_end_is_when_it_had_its_
     tmp_path: Path,
 ) -> None:
     async with busy(tmp_path, 0.4) as one:
-        await one.hold()
-        await one.kill()
         one.wake()
-        went_on = one.go_on()
+        went_on = await one.dies(0.8)
         end = await one.end()
         assert end.evidence == api.EVIDENCE_CLASS_RECORDED
         assert end.at >= went_on
@@ -258,11 +257,7 @@ async def test_where_something_else_may_have_woken_it_an_end_is_when_it_had_its_
 
 async def test_where_it_was_time_an_end_is_when_it_had_its_turn(tmp_path: Path) -> None:
     async with busy(tmp_path, 0.3, tick_ms=2000) as one:
-        await one.hold()
-        proof = instant(head_of(one.stand, one.uid).proof)
-        await one.kill()
-        await pass_time(one.stand, proof + timedelta(seconds=2.5))
-        went_on = one.go_on()
+        went_on = await one.dies(2.5)
         end = await one.end()
         assert end.evidence == api.EVIDENCE_CLASS_RECORDED
         assert end.at >= went_on
@@ -270,19 +265,15 @@ async def test_where_it_was_time_an_end_is_when_it_had_its_turn(tmp_path: Path) 
 
 async def test_no_end_is_before_the_last_proof_of_life(tmp_path: Path) -> None:
     async with busy(tmp_path, 60) as one:
-        await one.hold()
         proof = instant(head_of(one.stand, one.uid).proof)
-        await one.kill()
-        one.go_on()
+        await one.dies()
         assert (await one.end()).at == proof
 
 
 async def test_no_end_is_in_a_sleep_of_the_machine(tmp_path: Path) -> None:
     async with busy(tmp_path, 0.4) as one:
-        await one.hold()
         (one.folder / "asleep").symlink_to("3600")
-        await one.kill()
-        one.go_on()
+        await one.dies()
         end = await one.end()
         (hole,) = (await replica_of(one.stand, one.wanted.uid)).gaps
         assert hole.found is not None

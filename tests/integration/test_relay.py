@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import cast
 
 import pytest
@@ -80,18 +82,42 @@ async def test_pages_that_go_out_in_portions_are_sent_behind_each_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(relays, "PORTION_BYTES_MAX", 20_000)
-    async with serving(database, nats_server, "other") as other:
+    async with serving(database, nats_server, "other", relayed=False) as other:
         await say(other, 2500)
-        await copied(other, 2500)
-        await other.bus.delete_stream(JOURNAL)
-        caplog.clear()
-        await other.bus.create_stream(JOURNAL, 1)
-        lease = lease_of(other.database, "another")
-        another = Relay(other.journal, other.bus, lease)
-        async with running(lease.run(), another.run()):
-            await until(lambda: another.position >= 2500, "all of it is published again")
+        assert await other.bus.wait_ready(10)
+        async with copying(other) as relay:
+            await until(lambda: relay.position >= 2500, "all of it is published")
         await assert_whole(other, other.bus)
         assert caplog.messages == []
+
+
+async def test_a_relay_that_ends_with_portions_on_their_way_is_followed_by_one_that_leaves_nothing_out(
+    database: str, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "PORTION_BYTES_MAX", 4_000)
+    async with serving(database, nats_server, "other", relayed=False) as other:
+        await say(other, 2500)
+        assert await other.bus.wait_ready(10)
+        for position in range(100, 2500, 240):
+            async with copying(other) as relay:
+                await until(lambda at=position: relay.position >= at, f"{position} are published")
+            # It was ended in the midst of what it had sent.
+            tail = await other.bus.tail(JOURNAL)
+            assert tail is not None
+            assert tail.last >= position
+        async with copying(other) as relay:
+            await until(lambda: relay.position >= 2500, "all of it is published")
+        await assert_whole(other, other.bus)
+
+
+@asynccontextmanager
+async def copying(other: Service) -> AsyncIterator[Relay]:
+    """Run one more relay beside the body."""
+    lease = lease_of(other.database, f"relay {uuid.uuid4().hex}")
+    await lease.renew()
+    relay = Relay(other.journal, other.bus, lease)
+    async with running(lease.run(), relay.run()):
+        yield relay
 
 
 async def test_relays_that_all_believe_to_be_the_only_one_do_no_harm(
